@@ -1,0 +1,91 @@
+"""data/tinyshakespeare/download.py against a server on this machine, as it is and as it may misbehave."""
+import hashlib
+import http.server
+import importlib.util
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from conftest import ROOT
+
+SCRIPT = ROOT / "data" / "tinyshakespeare" / "download.py"
+spec = importlib.util.spec_from_file_location("download", SCRIPT)
+download = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(download)
+
+TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 1000
+DIGEST = hashlib.sha256(TEXT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/missing":
+            return self.send_error(404)
+        body = {"/right": TEXT, "/wrong": b"<html>not it</html>", "/broken": TEXT[:5000], "/silent": b""}[self.path]
+        self.send_response(200)
+        self.send_header("Content-Length", len(TEXT) if self.path in ("/broken", "/silent") else len(body))
+        self.end_headers()
+        self.wfile.write(body)
+        if self.path == "/silent":  # says that something comes, and then nothing does
+            self.server.test_over.wait()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.test_over = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.test_over.set()
+    server.shutdown()
+
+
+def test_right_file_is_kept_and_not_fetched_twice(server, tmp_path):
+    target = tmp_path / "input.txt"
+    assert download.download(server + "/right", target, DIGEST) is True
+    assert target.read_bytes() == TEXT
+    assert list(tmp_path.iterdir()) == [target]
+    # with the right file there, no server is needed
+    assert download.download("http://127.0.0.1:9/", target, DIGEST) is False
+
+
+@pytest.mark.parametrize("path", ["/wrong", "/broken", "/missing", "/silent"])
+@pytest.mark.parametrize("before", [None, b"an older file"])
+def test_anything_else_is_an_error_and_changes_nothing(server, tmp_path, path, before):
+    target = tmp_path / "input.txt"
+    if before is not None:
+        target.write_bytes(before)
+    with pytest.raises((OSError, ValueError)):
+        download.download(server + path, target, DIGEST, timeout=0.3)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_a_damaged_file_is_replaced(server, tmp_path):
+    target = tmp_path / "input.txt"
+    target.write_bytes(TEXT[:100])
+    assert download.download(server + "/right", target, DIGEST) is True
+    assert target.read_bytes() == TEXT
+
+
+def test_no_server(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # a port at which nobody listens
+        with pytest.raises(OSError):
+            download.download(f"http://127.0.0.1:{unused.getsockname()[1]}/", tmp_path / "input.txt", DIGEST)
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_a_command_without_network(tmp_path):
+    """A copy of the script whose address leads nowhere: one line on standard error, no file."""
+    script = tmp_path / "download.py"
+    script.write_text(SCRIPT.read_text().replace(download.URL, "http://127.0.0.1:9/input.txt"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("download.py: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [script]

@@ -1,0 +1,726 @@
+"""
+A GPT-2, small enough to train on a laptop: characters in, characters out, everything on one page.
+
+It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out", in the same
+order and with the same names, and goes past it: the trained model is kept, a stopped run goes on
+where it was, and generation does not compute anything twice.
+
+    python transformer.py                      # train, on a CPU in about 20 minutes
+    python transformer.py --prompt "ROMEO:"    # let the trained model write
+    python transformer.py --resume             # go on after an interruption
+"""
+import argparse
+import hashlib
+import inspect
+import math
+import os
+import re
+import signal
+import sys
+import time
+import zipfile
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn import functional as F
+
+# ---------------------------------------------------------------------------------------------
+# Hyperparameters: what can be chosen? Every field is a flag (--n-layer 4), its comment the help.
+
+@dataclass
+class Config:
+    data: str = ""  # UTF-8 text; default data/tinyshakespeare/input.txt if fetched, else input.txt
+    out_dir: str = "out/transformer"  # folder for the model, log.csv and sample.txt
+    device: str = ""  # cuda, cpu or mps; default cuda where there is one, else cpu
+    precision: str = ""  # fp32 or bf16 (mixed); default the one that this machine multiplies faster
+    seed: int = 1337  # the same seed on the same machine gives the same run
+    # the model
+    n_layer: int = 6  # blocks, one after the other
+    n_head: int = 6  # attention heads in a block; must divide n_embd
+    n_embd: int = 384  # channels: the length of the vector that stands for a character
+    block_size: int = 256  # context: how many characters the model sees at once
+    dropout: float = 0.0  # share of activations zeroed in training; more when the text is seen often
+    # the training
+    batch_size: int = 4  # windows of block_size characters in a step (over all processes together)
+    max_iters: int = 1800  # training steps
+    eval_interval: int = 450  # steps between two evaluations, each of which saves the run
+    eval_tokens: int = 200_000  # evaluate on at most so many characters of each split
+    learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
+    warmup_iters: int = 100  # steps in which the learning rate rises
+    weight_decay: float = 0.1  # pull of the weight matrices towards zero (AdamW)
+    beta2: float = 0.99  # memory of AdamW for squared gradients; higher is longer
+    grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
+
+# On a GPU steps are cheap, the text is seen many times, and dropout keeps it from being learnt by heart.
+CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2)
+
+
+class UserError(ValueError):
+    """Something the user can put right: shown as one line, then exit status 2."""
+
+# ---------------------------------------------------------------------------------------------
+# Data: how does text become integers?
+
+def find_data(path):
+    """The text to learn from: `path` if given, else the fetched or the built-in one beside this script."""
+    here = Path(__file__).resolve().parent
+    fetched = here / "data" / "tinyshakespeare" / "input.txt"
+    return Path(path) if path else fetched if fetched.exists() else here / "input.txt"
+
+
+def read_pieces(path):
+    """Yields a text file in pieces of up to 16 million characters, so that a large one fits in memory.
+
+    A byte-order mark is dropped, and the line ends \\r\\n and \\r become \\n.
+    Raises OSError if the file cannot be read and UserError if it is not UTF-8.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            while piece := file.read(1 << 24):
+                yield piece
+        except UnicodeDecodeError as error:
+            byte = file.buffer.tell() - len(error.object) + error.start
+            raise UserError(f"{path} is not UTF-8 text: see byte {byte}") from None
+
+
+def code_points(text):
+    """The Unicode code point of each character: a (len(text),) array, without a Python loop."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def encode(text, itos):
+    """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary.
+
+    Raises UserError for a character that the vocabulary lacks.
+    """
+    stoi = np.full(sys.maxunicode + 1, -1, dtype=np.int32)  # from code point to integer
+    stoi[code_points(itos)] = np.arange(len(itos))
+    ids = stoi[code_points(text)]
+    if ids.min(initial=0) < 0:
+        raise UserError(f"the character {text[ids.argmin()]!r} is not in the model's vocabulary")
+    return ids
+
+
+def decode(ids, itos):
+    """Integers to text: the inverse of encode."""
+    return "".join(itos[i] for i in ids)
+
+
+def load_data(path, block_size):
+    """Reads a text and returns (train_data, val_data, itos): integers, and the vocabulary.
+
+    itos is a string of the text's distinct characters, sorted. The integers have the smallest type
+    that holds them; the first 90 % are for training. Raises UserError if the validation part would
+    not hold one window of block_size characters and the character after it.
+    """
+    seen = np.zeros(sys.maxunicode + 1, dtype=bool)
+    for piece in read_pieces(path):
+        seen[code_points(piece)] = True
+    itos = "".join(map(chr, np.flatnonzero(seen)))
+    dtype = np.min_scalar_type(max(len(itos) - 1, 0))
+    pieces = [encode(piece, itos).astype(dtype) for piece in read_pieces(path)]
+    data = np.concatenate(pieces or [np.zeros(0, dtype)])
+    n = int(0.9 * len(data))  # first 90% will be train, rest val
+    if len(data) - n <= block_size:
+        raise UserError(f"the text {path} is too short ({len(data)} characters): windows of "
+                        f"{block_size} need at least {10 * (block_size + 1)}")
+    return data[:n], data[n:], itos
+
+
+def get_batch(data, step, seed, batch_size, block_size):
+    """Random windows x and the same windows one character later y, both (B, T).
+
+    They depend on (seed, step) alone, so any batch can be had again without those before it.
+    """
+    starts = np.random.default_rng((seed, step)).integers(len(data) - block_size, size=batch_size)
+    windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
+    return windows[:, :-1], windows[:, 1:]
+
+# ---------------------------------------------------------------------------------------------
+# Model: given the characters so far, how likely is each next one? Smallest part first.
+
+def attention(q, k, v, mask, dropout, fused=False):
+    """softmax(q k^T / sqrt(d) + mask) v, for every head at once ("Attention Is All You Need", 3.2.1).
+
+    q is (B, H, T, d), k and v are (B, H, S, d), the result is (B, H, T, d). mask (T, S) holds 0
+    where a position may look and -inf where not. With fused=True PyTorch's kernel computes the
+    same in one go: for T = S and the causal mask only, and faster on a GPU alone.
+    """
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    wei = (q * q.size(-1)**-0.5) @ k.transpose(-2, -1)  # (B, H, T, d) @ (B, H, d, S) -> (B, H, T, S)
+    wei += mask  # the future gets the weight exp(-inf) = 0
+    wei = F.softmax(wei, dim=-1)
+    wei = F.dropout(wei, dropout, training=dropout > 0)
+    return wei @ v  # (B, H, T, S) @ (B, H, S, d) -> (B, H, T, d)
+
+
+class MultiHeadAttention(nn.Module):
+    """The communication between positions: n_head heads of causal self-attention in parallel."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x, cache=None, start=0):
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        if cache is not None:  # keys and values of the positions before `start` are there already
+            cache[0, :, :, start:start + T], cache[1, :, :, start:start + T] = k, v
+            k, v = cache[:, :, :, :start + T]
+        dropout = self.dropout.p if self.training else 0.0
+        mask = self.mask[start:start + T, :start + T]
+        out = attention(q, k, v, mask, dropout, fused=x.is_cuda and cache is None)
+        out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.dropout(self.proj(out))
+
+
+class FeedForward(nn.Module):
+    """The computation in each position: a linear layer, a non-linearity, a linear layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Block(nn.Module):
+    """Transformer block: communication followed by computation, each added to the residual stream."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.sa = MultiHeadAttention(config)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.ffwd = FeedForward(config)
+
+    def forward(self, x, cache=None, start=0):
+        x = x + self.sa(self.ln1(x), cache, start)
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019, section 2.3): pre-norm blocks, learned positions, a tied head."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.config = config
+        self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd)  # final layer norm
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.lm_head.weight = self.token_embedding_table.weight  # tied: one table reads and writes
+
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                # the 2 n_layer projections add up in the residual stream: each starts smaller (section 2.3)
+                into_stream = name.endswith(("proj.weight", "net.2.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if into_stream else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, idx, targets=None, cache=None, start=0):
+        """idx and targets are (B, T) integers; returns logits (B, T, vocab_size) and the mean loss in nats.
+
+        Without targets the loss is None. With a cache (see new_cache) idx holds the characters from
+        position `start` on, and the cache what was computed for those before.
+        Raises ValueError where the text would reach beyond block_size.
+        """
+        B, T = idx.shape
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} characters, but block_size is {self.config.block_size}")
+        tok_emb = self.token_embedding_table(idx)  # (B, T, C)
+        pos_emb = self.position_embedding_table.weight[start:start + T]  # (T, C)
+        x = self.dropout(tok_emb + pos_emb)  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[i], start)
+        logits = self.lm_head(self.ln_f(x))  # (B, T, vocab_size)
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+    def new_cache(self, batch_size):
+        """Room for the keys and values of block_size positions: (n_layer, 2, B, H, block_size, d)."""
+        c, weight = self.config, self.lm_head.weight
+        return weight.new_zeros(c.n_layer, 2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+
+    @torch.inference_mode()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
+               kv_cache=True):
+        """Yields max_new_tokens times the next tokens (B, 1), sampled after idx (B, T); call eval() first.
+
+        Positions end at block_size. When the window is full, its later half is kept, moves to
+        position 0 and is computed anew; every other token costs one position's work. So memory
+        and the cost per token stay bounded, however long the text. kv_cache=False computes the
+        whole window for each token, and gives the same.
+        """
+        window = idx[:, -self.config.block_size:]  # the characters that the model sees
+        cache, start = self.new_cache(len(idx)), 0  # the cache holds what comes before `start`
+        for _ in range(max_new_tokens):
+            if window.size(1) > self.config.block_size:
+                window, start = window[:, -(self.config.block_size + 1) // 2:], 0
+            if kv_cache:
+                logits, _ = self(window[:, start:], cache=cache, start=start)
+                start = window.size(1)
+            else:
+                logits, _ = self(window)
+            probs = next_token_probs(logits[:, -1], temperature, top_k, top_p)  # (B, vocab_size)
+            idx_next = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
+            window = torch.cat((window, idx_next), dim=1)
+            yield idx_next
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **how):
+        """Returns idx (B, T) with max_new_tokens sampled tokens appended; see stream."""
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **how)], dim=1)
+
+
+def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
+    """The distribution to sample from, (B, vocab_size) like logits.
+
+    temperature divides the logits: below 1 the likely gets likelier, 0 is the likeliest alone.
+    top_k keeps the k likeliest. top_p keeps the fewest of the likeliest that together reach the
+    probability top_p (nucleus sampling, Holtzman et al. 2020, section 3.1).
+    """
+    if temperature < 1e-6:  # greedy
+        return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
+    logits = (logits.float() - logits.max(dim=-1, keepdim=True).values) / temperature
+    if top_k is not None:
+        top = logits.topk(min(top_k, logits.size(-1)), dim=-1)
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, top.indices, top.values)
+    probs = F.softmax(logits, dim=-1)
+    if top_p is not None:
+        likely, order = probs.sort(dim=-1, descending=True)
+        before = likely.cumsum(dim=-1) - likely  # the probability of all that are likelier
+        probs = torch.zeros_like(probs).scatter(-1, order, likely.where(before < top_p, 0))
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    return probs
+
+# ---------------------------------------------------------------------------------------------
+# Training: how do the weights get there, and how does one see it?
+
+def pick_device(name):
+    """`name`, or the best device there is. Raises UserError for one that this machine lacks."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name and not there.get(name):
+        raise UserError(f"--device {name}: not on this machine, which has "
+                        + ", ".join(device for device in there if there[device]))
+    return name or ("cuda" if there["cuda"] else "cpu")
+
+
+def pick_precision(device):
+    """bf16 where this machine multiplies matrices faster in it, else fp32: tried, as no list stays true."""
+    if device == "mps":
+        return "fp32"
+
+    def seconds(dtype):
+        a = torch.ones(4096 if device == "cuda" else 64, 384, dtype=dtype, device=device)
+        b = torch.ones(384, 1536, dtype=dtype, device=device)
+        times = []
+        for _ in range(4):
+            wait_for(device)
+            start = time.perf_counter()
+            a @ b
+            wait_for(device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return "bf16" if 1.3 * seconds(torch.bfloat16) < seconds(torch.float32) else "fp32"
+
+
+def autocast(device, precision):
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+
+def get_lr(step, config):
+    """The learning rate of a step: up in a straight line to learning_rate, then down to 0 at max_iters."""
+    up = (step + 1) / (config.warmup_iters + 1)
+    down = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
+    return config.learning_rate * min(up, down)
+
+
+def make_optimizer(model, config, device):
+    """AdamW; weight decay pulls at the matrices alone, not at biases and layer norms."""
+    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.weight_decay},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    fused = device == "cuda" or device == "cpu" and torch.__version__ >= "2.4"
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=fused)
+
+
+@torch.no_grad()
+def estimate_loss(model, data, max_tokens, device, precision="fp32", stopped=()):
+    """The mean loss in nats over fixed windows of data: the same weights always give the same figure.
+
+    The windows follow one another and cover all of data, the last one being shorter; of data longer
+    than max_tokens they are every n-th. Returns None if a signal arrives meanwhile (see train).
+    """
+    T = model.config.block_size
+    windows = [data[i:i + T + 1] for i in range(0, len(data) - 1, T * math.ceil(len(data) / max_tokens))]
+    last = windows.pop() if len(windows[-1]) <= T else None
+    batches = [np.stack(windows[i:i + 32]) for i in range(0, len(windows), 32)]
+    batches += [last[None]] if last is not None else []
+    model.eval()
+    total = count = 0
+    for batch in batches:
+        if stopped:
+            break
+        xy = torch.from_numpy(batch.astype(np.int64)).to(device)  # (B, T+1)
+        with autocast(device, precision):
+            _, loss = model(xy[:, :-1], xy[:, 1:])
+        total += loss.item() * xy[:, 1:].numel()
+        count += xy[:, 1:].numel()
+    model.train()
+    return None if stopped else total / count
+
+
+def replace_file(path, write):
+    """Has write(file) fill a new file, which then takes the place of `path`: whole, or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way there
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch.save makes of a full disk
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; what was saved before is intact") from None
+
+
+def save_checkpoint(path, model, itos, **more):
+    """Saves the model with all that is needed to use it: its settings and its vocabulary."""
+    checkpoint = {"model": model.state_dict(), "config": asdict(model.config), "itos": itos, **more}
+    replace_file(path, lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(path):
+    """Reads what save_checkpoint wrote: returns (model, checkpoint), on the CPU.
+
+    Raises UserError if there is no such file, or anything in it is not as it was written.
+    """
+    if not path.exists():
+        raise UserError(f"there is no {path}: train a model first, or say with --out-dir where it is")
+    try:
+        with zipfile.ZipFile(path) as file:  # torch.load alone would not notice a flipped bit
+            if file.testzip() is not None:
+                raise ValueError("wrong checksum")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+        model = GPT(Config(**checkpoint["config"]), len(checkpoint["itos"]))
+        model.load_state_dict(checkpoint["model"])
+    except Exception:  # there is no end to the ways in which a file can be wrong
+        raise UserError(f"{path} is damaged, or is not a model that transformer.py saved") from None
+    return model, checkpoint
+
+
+def catch_signals():
+    """From now on Ctrl-C and SIGTERM only add to the list returned; a second one ends the program at once."""
+    caught = []
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return caught
+
+
+# torchrun starts several processes and tells each its number; the first alone prints and saves
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def any_process(flag, device):
+    """Whether flag is true in at least one of the processes; all of them must ask together."""
+    flag = torch.tensor(float(bool(flag)), device=device)
+    if WORLD_SIZE > 1:
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.item() > 0
+
+
+def show(text, passing=False):
+    """Prints a line; on a terminal, the next one takes the place of a passing one."""
+    terminal = sys.stdout.isatty()
+    if RANK == 0:
+        print(f"\r{text:<79}" if terminal else text, end="" if terminal and passing else "\n", flush=True)
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def train(config, checkpoint=None, stopped=()):
+    """Trains a model, keeps it in config.out_dir, and returns the exit status.
+
+    A signal in `stopped` (see catch_signals) ends the run after the step at hand and saves it; with
+    the checkpoint that latest.pt then holds it goes on. The batch and the dropout of a step depend
+    on (seed, step) alone, so it ends exactly where it would have ended without the interruption.
+    """
+    device, path, out_dir = pick_device(config.device), find_data(config.data), Path(config.out_dir)
+    train_data, val_data, itos = load_data(path, config.block_size)
+    text_hash = hashlib.sha256(itos.encode() + b"".join(hashlib.sha256(part).digest() for part in (train_data, val_data)))
+    text_hash = text_hash.hexdigest()
+    if checkpoint and checkpoint["text_hash"] != text_hash:
+        raise UserError(f"{path} is not the text that the run in {out_dir} was trained on")
+    if config.batch_size % WORLD_SIZE:
+        raise UserError(f"--batch-size {config.batch_size} cannot be split evenly over {WORLD_SIZE} processes")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "latest.pt.part").touch()  # where nothing can be written, say so now, not at the first save
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+    config = replace(config, precision=config.precision or pick_precision(device))
+    torch.manual_seed(config.seed)
+    model = GPT(config, len(itos)).to(device)
+    optimizer = make_optimizer(model, config, device)
+    step, seconds, grad_norm, best_val_loss = 0, 0.0, 0.0, math.inf
+    log = ["step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"]
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        step, seconds, grad_norm, best_val_loss, log = checkpoint["progress"]
+    net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
+    if WORLD_SIZE > 1:
+        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+
+    def save_latest():
+        progress = [step, seconds, float(grad_norm), best_val_loss, log]
+        save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress, text_hash=text_hash,
+                        optimizer=optimizer.state_dict())
+        replace_file(out_dir / "log.csv", lambda file: file.write("\n".join(log + [""]).encode()))
+
+    def check(number):
+        if not math.isfinite(number):
+            raise UserError(f"the loss is not a finite number any more at step {step}: try a lower "
+                            f"--learning-rate (what was saved before in {out_dir} is intact)")
+
+    show(f"device {device}, precision {config.precision}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    show(f"text {path}: {len(train_data) + len(val_data):,} characters, {len(itos)} distinct")
+    tokens_per_step = config.batch_size * config.block_size
+    eval_tokens = min(len(val_data), config.eval_tokens)
+    shown, first_step = 0.0, step
+    clock, clock_step = time.perf_counter(), step  # since when, and from which step on, training runs
+    while True:
+        # Now and then: how good is the model, on text it learns from and on text it never saw?
+        due = step > 0 and (step % config.eval_interval == 0 or step == config.max_iters)
+        if RANK == 0 and due and not log[-1].startswith(f"{step},"):
+            wait_for(device)
+            seconds += time.perf_counter() - clock
+            losses = [estimate_loss(model, data, eval_tokens, device, config.precision, stopped)
+                      for data in (train_data, val_data)]
+            if not stopped:
+                check(sum(losses))
+                show(f"step {step}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
+                log.append(f"{step},{step * tokens_per_step},{seconds:.2f},{losses[0]:.6f},{losses[1]:.6f},"
+                           f"{get_lr(step - 1, config):.6g},{grad_norm:.6g}")
+                if losses[1] < best_val_loss:
+                    best_val_loss = losses[1]
+                    save_checkpoint(out_dir / "model.pt", model, itos)
+                save_latest()
+                sample = write_sample(model, itos, config.seed)
+                replace_file(out_dir / "sample.txt", lambda file: file.write(sample.encode()))
+                show(sample + "\n")
+            clock, clock_step = time.perf_counter(), step
+
+        if any_process(stopped, device):
+            seconds += time.perf_counter() - clock
+            check(grad_norm)
+            if RANK == 0:
+                save_latest()
+                if best_val_loss == math.inf:  # no evaluation yet: have a model to sample from, all the same
+                    save_checkpoint(out_dir / "model.pt", model, itos)
+            show(f"stopped after step {step} of {config.max_iters}, and saved: the same command with --resume goes on")
+            return 128 + (stopped or [signal.SIGTERM])[0]
+        if step == config.max_iters:
+            show(f"{out_dir / 'model.pt'} holds the best model (val loss {best_val_loss:.4f}). Let it write:\n"
+                 f"    python transformer.py --out-dir {out_dir} --prompt \"\"")
+            return 0
+
+        # One step: a batch, the gradient of its loss, a small move of all weights against it.
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(step, config)
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, RANK)).generate_state(1)[0]))
+        x, y = get_batch(train_data, step, config.seed, config.batch_size, config.block_size)
+        x, y = x[RANK::WORLD_SIZE].to(device), y[RANK::WORLD_SIZE].to(device)
+        with autocast(device, config.precision):
+            logits, loss = net(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        step += 1
+
+        now = time.perf_counter()
+        if step == first_step + 10:
+            wait_for(device)
+            step_seconds = (time.perf_counter() - clock) / (step - clock_step)
+            evaluations = math.ceil((config.max_iters - step) / config.eval_interval)
+            eval_steps = 2 * eval_tokens / tokens_per_step / 3  # without a backward pass: a third of the work
+            show(f"this takes about {duration(step_seconds * (config.max_iters - step + evaluations * eval_steps))}")
+        if now - shown > (0.5 if sys.stdout.isatty() else 30):
+            check(grad_norm)
+            step_seconds = (now - clock) / (step - clock_step)
+            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {tokens_per_step / step_seconds:,.0f} tokens/s"
+                 f" | {duration(step_seconds * (config.max_iters - step))} left", passing=True)
+            shown = now
+
+# ---------------------------------------------------------------------------------------------
+# Sampling: what does the trained model write?
+
+def write_sample(model, itos, seed, max_new_tokens=300):
+    """Some text from the model, from a line's start on: always the same for the same weights and seed."""
+    device = model.lm_head.weight.device
+    idx = torch.tensor([[max(itos.find("\n"), 0)]], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    model.eval()
+    out = model.generate(idx, max_new_tokens, generator=generator)
+    model.train()
+    return decode(out[0, 1:].tolist(), itos)
+
+
+def sample(config, prompt="", prompt_file=None, max_new_tokens=500, temperature=1.0, top_k=None, top_p=None,
+           num_samples=1):
+    """Prints texts that begin with the prompt, character by character, from the best model in config.out_dir."""
+    model, checkpoint = load_checkpoint(Path(config.out_dir) / "model.pt")
+    device, itos = pick_device(config.device), checkpoint["itos"]
+    model.to(device).eval()
+    if prompt_file:
+        prompt = "".join(read_pieces(prompt_file))
+    ids = encode(prompt, itos) if prompt else [max(itos.find("\n"), 0)]  # no prompt: a line begins
+    idx = torch.tensor(ids, dtype=torch.long, device=device)[None]  # (1, T)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    for i in range(num_samples):
+        print("\n" * (i > 0) + prompt, end="", flush=True)
+        for idx_next in model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator):
+            print(itos[idx_next], end="", flush=True)
+        print(flush=True)
+
+# ---------------------------------------------------------------------------------------------
+# The command line: what did the user ask for, and does it make sense?
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # in one line, where argparse would print the usage too
+        raise UserError(f"{message} (see --help)")
+
+
+def add_flags(parser):
+    """Makes a flag of every field of Config, with the comment behind it as help."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    for field in fields(Config):
+        default = f" (default {field.default})" if field.default != "" else ""
+        parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=argparse.SUPPRESS,
+                            metavar=field.type.__name__.upper(), help=comments[field.name] + default)
+
+
+LIMITS = {  # the lowest and the highest value of each number that can be given
+    "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
+    "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, 10**9), "eval_interval": (1, 10**9),
+    "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9), "weight_decay": (0, 100),
+    "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "max_new_tokens": (1, 10**12), "temperature": (0, 100),
+    "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
+}
+
+
+def check_settings(settings):
+    """Raises UserError for the first setting that makes no sense (NaN is outside all limits)."""
+    for name, value in settings.items():
+        low, high = LIMITS.get(name, (value, value))
+        if not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if settings["n_embd"] % settings["n_head"]:
+        raise UserError(f"--n-embd {settings['n_embd']} must be a multiple of --n-head {settings['n_head']}")
+    if settings["n_layer"] * settings["n_embd"]**2 > 1e8:
+        raise UserError("a model of more than 1.2 billion parameters: lower --n-layer or --n-embd")
+    if settings["precision"] not in ("", "fp32", "bf16"):
+        raise UserError(f"--precision must be fp32 or bf16, not {settings['precision']}")
+
+
+def run(argv):
+    """Does what the command line says and returns the exit status. Raises UserError if it makes no sense."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                    epilog="On a GPU these are the defaults: " + str(CUDA_DEFAULTS)[1:-1].replace("'", ""))
+    add_flags(parser)
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the run in --out-dir; --max-iters may be raised, to train it for longer")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where --out-dir holds a run already")
+    writing = parser.add_argument_group("writing with a trained model", argument_default=argparse.SUPPRESS)
+    writing.add_argument("--prompt", metavar="TEXT", help="how the text begins; no training takes place")
+    writing.add_argument("--prompt-file", metavar="FILE", help="a file with the text's beginning")
+    writing.add_argument("--max-new-tokens", metavar="INT", type=int, help="characters to add (default 500)")
+    writing.add_argument("--temperature", metavar="FLOAT", type=float,
+                         help="0 always takes the likeliest character, 1 (default) follows the model, above 1 dares more")
+    writing.add_argument("--top-k", metavar="INT", type=int, help="choose among the k likeliest characters only")
+    writing.add_argument("--top-p", metavar="FLOAT", type=float,
+                         help="choose among the likeliest characters that together have this probability")
+    writing.add_argument("--num-samples", metavar="INT", type=int, help="how many texts (default 1)")
+
+    given = vars(parser.parse_args(argv))
+    resume, overwrite = given.pop("resume"), given.pop("overwrite")
+    settings = {field.name: given.pop(field.name) for field in fields(Config) if field.name in given}
+    defaults = CUDA_DEFAULTS if pick_device(settings.get("device")) == "cuda" else {}
+    config, checkpoint = Config(**{**defaults, **settings}), None
+    check_settings({**asdict(config), **given})
+    out_dir = Path(config.out_dir)
+
+    if given:
+        if "prompt" not in given and "prompt_file" not in given:
+            raise UserError(f"--{next(iter(given)).replace('_', '-')} is for writing: add --prompt TEXT")
+        for name in settings.keys() - {"out_dir", "device", "seed"}:
+            raise UserError(f"--{name.replace('_', '-')} is for training: the saved model has its own")
+        sample(config, **given)
+        return 0
+    if resume:
+        _, checkpoint = load_checkpoint(out_dir / "latest.pt")
+        config = Config(**checkpoint["config"])
+        for name, value in settings.items():
+            if name not in ("data", "out_dir", "device", "max_iters") and value != getattr(config, name):
+                raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {getattr(config, name)}")
+        config = replace(config, **settings)
+        if config.max_iters <= checkpoint["progress"][0]:
+            raise UserError(f"the run in {out_dir} has done {checkpoint['progress'][0]} steps: "
+                            "to go on, give a larger --max-iters")
+    elif not overwrite and any((out_dir / name).exists() for name in ("latest.pt", "model.pt", "log.csv", "sample.txt")):
+        raise UserError(f'{out_dir} holds a trained model already: let it write (--prompt "ROMEO:"), go on training it '
+                        "(--resume), or train another one in another folder (--out-dir NAME) or in its place (--overwrite)")
+    return train(config, checkpoint, stopped=catch_signals())
+
+
+def main(argv=None):
+    sys.stdout.reconfigure(errors="replace")  # for terminals that lack some characters
+    try:
+        return run(argv)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, OSError) as error:
+        print(f"transformer.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        print("transformer.py: out of memory: try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
