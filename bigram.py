@@ -247,9 +247,10 @@ def main(argv=None):
         parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         add_flags(parser)
         config = Config(**vars(parser.parse_args(argv)))
-        for name, highest in (("seed", 2**63), ("max_iters", 10**9)):
-            if not 1 <= getattr(config, name) <= highest:
-                raise UserError(f"--{name.replace('_', '-')} must be from 1 to {highest}")
+        if not 0 <= config.seed <= 2**63:
+            raise UserError(f"--seed must be from 0 to {2**63}, not {config.seed}")
+        if not 1 <= config.max_iters <= 10**9:
+            raise UserError(f"--max-iters must be from 1 to {10**9}, not {config.max_iters}")
         train(config)
     except (UserError, OSError) as error:
         print(f"bigram.py: {error}", file=sys.stderr)

@@ -239,6 +239,13 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if into_stream else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        # Positions start as sines and cosines of slowly to quickly changing angles ("Attention Is All
+        # You Need", 3.5) and are then learned: neighbours resemble each other from the first step on,
+        # and the model finds out much sooner that the characters just before are the ones to look at.
+        positions = torch.arange(config.block_size)[:, None]  # (T, 1)
+        angles = positions * 10_000 ** -(torch.arange(config.n_embd) // 2 * 2 / config.n_embd)  # (T, C)
+        table = torch.where(torch.arange(config.n_embd) % 2 == 0, angles.sin(), angles.cos())
+        nn.init.zeros_(self.position_embedding_table.weight).data.add_(table, alpha=0.02 * math.sqrt(2))
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx and targets are (B, T) integers; returns logits (B, T, vocab_size) and the mean loss in nats.
@@ -278,7 +285,7 @@ class GPT(nn.Module):
         cache, start = self.new_cache(len(idx)), 0  # the cache holds what comes before `start`
         for _ in range(max_new_tokens):
             if window.size(1) > self.config.block_size:
-                window, start = window[:, -(self.config.block_size + 1) // 2:], 0
+                window, start = window[:, -max(1, self.config.block_size // 2):], 0
             if kv_cache:
                 logits, _ = self(window[:, start:], cache=cache, start=start)
                 start = window.size(1)
@@ -325,6 +332,12 @@ def pick_device(name):
         raise UserError(f"--device {name}: not on this machine, which has "
                         + ", ".join(device for device in there if there[device]))
     return name or ("cuda" if there["cuda"] else "cpu")
+
+
+def wait_for(device):
+    """A GPU works behind the program's back: before the clock is read, let it finish."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def pick_precision(device):
@@ -503,9 +516,9 @@ def train(config, checkpoint=None, stopped=()):
 
     def save_latest():
         progress = [step, seconds, float(grad_norm), best_val_loss, log]
+        replace_file(out_dir / "log.csv", lambda file: file.write("\n".join(log + [""]).encode()))
         save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress, text_hash=text_hash,
                         optimizer=optimizer.state_dict())
-        replace_file(out_dir / "log.csv", lambda file: file.write("\n".join(log + [""]).encode()))
 
     def check(number):
         if not math.isfinite(number):
@@ -534,10 +547,10 @@ def train(config, checkpoint=None, stopped=()):
                 if losses[1] < best_val_loss:
                     best_val_loss = losses[1]
                     save_checkpoint(out_dir / "model.pt", model, itos)
-                save_latest()
                 sample = write_sample(model, itos, config.seed)
-                replace_file(out_dir / "sample.txt", lambda file: file.write(sample.encode()))
                 show(sample + "\n")
+                replace_file(out_dir / "sample.txt", lambda file: file.write(sample.encode()))
+                save_latest()
             clock, clock_step = time.perf_counter(), step
 
         if any_process(stopped, device):
@@ -549,8 +562,9 @@ def train(config, checkpoint=None, stopped=()):
                     save_checkpoint(out_dir / "model.pt", model, itos)
             show(f"stopped after step {step} of {config.max_iters}, and saved: the same command with --resume goes on")
             return 128 + (stopped or [signal.SIGTERM])[0]
-        if step == config.max_iters:
-            show(f"{out_dir / 'model.pt'} holds the best model (val loss {best_val_loss:.4f}). Let it write:\n"
+        if step >= config.max_iters:
+            show(f"finished after step {step} (to train for longer: --resume with a larger --max-iters)\n"
+                 f"{out_dir / 'model.pt'} holds the best model, val loss {best_val_loss:.4f}; to let it write:\n"
                  f"    python transformer.py --out-dir {out_dir} --prompt \"\"")
             return 0
 
@@ -694,9 +708,6 @@ def run(argv):
             if name not in ("data", "out_dir", "device", "max_iters") and value != getattr(config, name):
                 raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {getattr(config, name)}")
         config = replace(config, **settings)
-        if config.max_iters <= checkpoint["progress"][0]:
-            raise UserError(f"the run in {out_dir} has done {checkpoint['progress'][0]} steps: "
-                            "to go on, give a larger --max-iters")
     elif not overwrite and any((out_dir / name).exists() for name in ("latest.pt", "model.pt", "log.csv", "sample.txt")):
         raise UserError(f'{out_dir} holds a trained model already: let it write (--prompt "ROMEO:"), go on training it '
                         "(--resume), or train another one in another folder (--out-dir NAME) or in its place (--overwrite)")

@@ -1,7 +1,11 @@
 """What the tests share: the scripts under test, a small text, and a way to run a script as a user does."""
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -27,16 +31,65 @@ def tiny_model(vocab_size=11, **changes):
     return model
 
 
-def run(script, *args, cwd=None, **how):
-    """Runs a script of this project in a process of its own; returns what subprocess.run returns."""
+def run(script, *args, cwd=None):
+    """Runs a script of this project just as a user does; returns what subprocess.run returns."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, env=env,
-                          capture_output=True, text=True, timeout=100, **how)
+                          capture_output=True, text=True, timeout=100)
+
+
+# Importing torch takes seconds, and many tests need a process of their own. This one imports
+# once, and each test's process is a fork of it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["transformer", "torch._dynamo"])  # the latter is what optimisers import
+
+
+def in_child(argv, cwd, output):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the fork server ignores
+    torch.set_num_threads(1)
+    sys.exit(transformer.main(argv))
+
+
+class Command:
+    """A transformer.py at work: its process, and what it has printed so far."""
+
+    def __init__(self, *args, cwd=None):
+        self.output = tempfile.mktemp(prefix="command")
+        argv = [str(arg) for arg in args]
+        self.process = processes.Process(target=in_child, args=(argv, str(cwd or os.getcwd()), self.output))
+        self.process.start()
+
+    def read(self, name):
+        path = Path(f"{self.output}.{name}")
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def wait_for(self, text):
+        """Waits until the text is printed, or the process has ended."""
+        while text not in self.read("out") and self.process.is_alive():
+            time.sleep(0.002)
+
+    def wait(self):
+        self.process.join(timeout=60)
+        assert self.process.exitcode is not None, "still at work after a minute"
+        self.returncode, self.stdout, self.stderr = self.process.exitcode, self.read("out"), self.read("err")
+        return self
+
+
+def fork(*args, cwd=None):
+    """Like run("transformer.py", ...), without the seconds for the import."""
+    return Command(*args, cwd=cwd).wait()
+
+
+def some_text():
+    return "".join(f"Speaker {i % 7}:\nline {i * i} of the text.\n\n" for i in range(200))[:4000]
 
 
 @pytest.fixture
 def text_file(tmp_path):
     """A text of 4,000 characters."""
     path = tmp_path / "text.txt"
-    path.write_text("".join(f"Speaker {i % 7}:\nline {i * i} of the text.\n\n" for i in range(200))[:4000])
+    path.write_text(some_text())
     return path

@@ -5,6 +5,7 @@ file. bigram.py and transformer.py learn from it once it is there.
     python data/tinyshakespeare/download.py
 """
 import hashlib
+import http.client
 import os
 import sys
 import tempfile
@@ -30,8 +31,11 @@ def download(url=URL, target=TARGET, digest=SHA256, timeout=30):
     target = Path(target)
     if target.exists() and sha256(target.read_bytes()) == digest:
         return False
-    with urllib.request.urlopen(url, timeout=timeout) as response:
-        data = response.read(10_000_000)  # ten times what is expected: enough, whatever is sent
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            data = response.read(10_000_000)  # ten times what is expected: enough, whatever is sent
+    except http.client.HTTPException as error:  # what newer Pythons raise when an answer breaks off
+        raise OSError(f"{url}: {error!r}") from None
     if sha256(data) != digest:
         raise ValueError(f"{url} sent {len(data):,} bytes that are not Tiny Shakespeare")
     handle, part = tempfile.mkstemp(dir=target.parent)

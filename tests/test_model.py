@@ -1,0 +1,157 @@
+"""The GPT: is it GPT-2? Against formulas, and against PyTorch's own transformer layers."""
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+from conftest import tiny_model
+from torch.nn import functional as F
+
+import transformer
+from transformer import Config, GPT
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("V, L, C, T", [(65, 6, 384, 256), (62, 2, 32, 16), (1, 1, 8, 1)])
+def test_parameter_count_by_formula(V, L, C, T):
+    model = GPT(Config(n_layer=L, n_head=2, n_embd=C, block_size=T), V)
+    attention = 3 * C * C + 3 * C + C * C + C  # query, key, value; projection
+    feed_forward = 4 * C * C + 4 * C + 4 * C * C + C
+    assert count(model) == V * C + T * C + L * (attention + feed_forward + 4 * C) + 2 * C
+
+
+def test_the_default_model_has_10_8_million_parameters():
+    assert count(GPT(Config(), 65)) == 10_770_816
+
+
+class PyTorchGPT2(nn.Module):
+    """The same network put together from PyTorch's own layers, with the weights of a GPT."""
+
+    def __init__(self, gpt):
+        super().__init__()
+        c = gpt.config
+        self.wte, self.wpe = nn.Parameter(gpt.lm_head.weight.clone()), nn.Parameter(gpt.position_embedding_table.weight.clone())
+        layer = nn.TransformerEncoderLayer(c.n_embd, c.n_head, 4 * c.n_embd, dropout=0.0, batch_first=True, norm_first=True,
+                                           activation=lambda x: F.gelu(x, approximate="tanh"), layer_norm_eps=1e-5)
+        self.layers = nn.TransformerEncoder(layer, c.n_layer, nn.LayerNorm(c.n_embd), enable_nested_tensor=False)
+        for theirs, ours in zip(self.layers.layers, gpt.blocks):
+            pairs = [(theirs.self_attn.in_proj_weight, ours.sa.qkv.weight), (theirs.self_attn.in_proj_bias, ours.sa.qkv.bias),
+                     (theirs.self_attn.out_proj, ours.sa.proj), (theirs.linear1, ours.ffwd.net[0]),
+                     (theirs.linear2, ours.ffwd.net[2]), (theirs.norm1, ours.ln1), (theirs.norm2, ours.ln2)]
+            for to, source in pairs + [(self.layers.norm, gpt.ln_f)]:
+                if isinstance(to, nn.Parameter):
+                    to.data.copy_(source.data)
+                else:
+                    to.load_state_dict(source.state_dict())
+
+    def forward(self, idx, targets):
+        T = idx.size(1)
+        mask = nn.Transformer.generate_square_subsequent_mask(T)
+        x = self.layers(self.wte[idx] + self.wpe[:T], mask=mask, is_causal=True)
+        logits = x @ self.wte.T
+        return logits, F.cross_entropy(logits.transpose(1, 2), targets)
+
+
+@pytest.mark.parametrize("T", [1, 5, 16])
+def test_computes_what_pytorchs_own_layers_compute(T):
+    ours = tiny_model(n_layer=3, n_head=4, n_embd=32).train()
+    theirs = PyTorchGPT2(ours).train()
+    idx, targets = torch.randint(11, (2, 3, T)).unbind()
+    (our_logits, our_loss), (their_logits, their_loss) = ours(idx, targets), theirs(idx, targets)
+    torch.testing.assert_close(our_logits, their_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(our_loss, their_loss, rtol=1e-5, atol=1e-5)
+
+    our_loss.backward()
+    their_loss.backward()
+    torch.testing.assert_close(ours.lm_head.weight.grad, theirs.wte.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.position_embedding_table.weight.grad, theirs.wpe.grad, rtol=1e-3, atol=1e-4)
+    for layer, block in zip(theirs.layers.layers, ours.blocks):
+        torch.testing.assert_close(block.sa.qkv.weight.grad, layer.self_attn.in_proj_weight.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(block.ffwd.net[2].bias.grad, layer.linear2.bias.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(block.ln1.weight.grad, layer.norm1.weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_later_tokens_change_nothing_before_them():
+    model = tiny_model()
+    idx = torch.randint(11, (2, 16))
+    logits, _ = model(idx)
+    for t in range(1, 16):
+        changed = idx.clone()
+        changed[:, t:] = (changed[:, t:] + 1) % 11
+        assert torch.equal(model(changed)[0][:, :t], logits[:, :t])
+        assert not torch.allclose(model(changed)[0][:, t], logits[:, t])
+
+
+def test_every_earlier_token_counts():
+    """The last position's logits have a gradient at every token and position before it."""
+    model = tiny_model()
+    x = model.token_embedding_table(torch.randint(11, (1, 16))).detach().requires_grad_()
+    h = x
+    for block in model.blocks:
+        h = block(h)
+    h[0, -1].sum().backward()
+    assert (x.grad[0].abs().sum(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("T", [1, 7, 16])
+def test_the_fused_attention_equals_the_written_one(T):
+    q, k, v = torch.randn(3, 2, 4, T, 8)
+    mask = torch.full((T, T), float("-inf")).triu(1)
+    written = transformer.attention(q, k, v, mask, dropout=0.0)
+    fused = transformer.attention(q, k, v, mask, dropout=0.0, fused=True)
+    torch.testing.assert_close(written, fused)
+
+
+def test_dropout_zeroes_in_training_only():
+    model = tiny_model(dropout=0.5)
+    idx = torch.randint(11, (1, 8))
+    assert torch.equal(model(idx)[0], model(idx)[0])
+    model.train()
+    assert not torch.equal(model(idx)[0], model(idx)[0])
+    wei_dropped = transformer.attention(*torch.ones(3, 1, 1, 100, 4), torch.zeros(100, 100), dropout=0.5)
+    assert wei_dropped.mean().item() == pytest.approx(1, abs=0.1) and wei_dropped.std() > 0  # scaled to keep the mean
+
+
+def test_loss_at_the_start_is_that_of_guessing():
+    torch.manual_seed(0)
+    model = GPT(Config(), 65)
+    idx, targets = torch.randint(65, (2, 4, 256)).unbind()
+    assert model(idx, targets)[1].item() == pytest.approx(math.log(65), abs=0.1)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = GPT(Config(n_layer=2), 65)
+    assert model.blocks[0].sa.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for weight in (model.blocks[1].sa.proj.weight, model.blocks[0].ffwd.net[2].weight):
+        assert weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.02)
+    for name, p in model.named_parameters():
+        if "ln" in name and name.endswith("weight"):
+            assert (p == 1).all()
+        elif name.endswith("bias"):
+            assert (p == 0).all()
+
+
+def test_the_head_is_tied_to_the_token_table():
+    model = tiny_model()
+    assert model.lm_head.weight is model.token_embedding_table.weight
+
+
+def test_forward_without_targets_and_beyond_the_context():
+    model = tiny_model()
+    logits, loss = model(torch.zeros(2, 16, dtype=torch.long))
+    assert logits.shape == (2, 16, 11) and loss is None
+    with pytest.raises(ValueError, match="block_size is 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))
+
+
+def test_bf16_is_close_to_fp32():
+    model = tiny_model()
+    idx = torch.randint(11, (2, 16))
+    with transformer.autocast("cpu", "bf16"):
+        low, _ = model(idx)
+    assert low.dtype == torch.bfloat16
+    assert (low.float().softmax(-1) - model(idx)[0].softmax(-1)).abs().mean() < 0.02
