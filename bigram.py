@@ -9,7 +9,6 @@ and knows nothing but the last character. transformer.py is the model that looks
 """
 import argparse
 import inspect
-import os
 import re
 import sys
 import time
@@ -252,6 +251,7 @@ def main(argv=None):
         if not 1 <= config.max_iters <= 10**9:
             raise UserError(f"--max-iters must be from 1 to {10**9}, not {config.max_iters}")
         train(config)
+        return 0
     except (UserError, OSError) as error:
         print(f"bigram.py: {error}", file=sys.stderr)
         return 2

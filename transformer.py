@@ -48,7 +48,7 @@ class Config:
     # the training
     batch_size: int = 4  # windows of block_size characters in a step (over all processes together)
     max_iters: int = 1800  # training steps
-    eval_interval: int = 450  # steps between two evaluations, each of which saves the run
+    eval_interval: int = 600  # steps between two evaluations, each of which saves the run
     eval_tokens: int = 200_000  # evaluate on at most so many characters of each split
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
     warmup_iters: int = 100  # steps in which the learning rate rises
@@ -149,14 +149,14 @@ def attention(q, k, v, mask, dropout, fused=False):
 
     q is (B, H, T, d), k and v are (B, H, S, d), the result is (B, H, T, d). mask (T, S) holds 0
     where a position may look and -inf where not. With fused=True PyTorch's kernel computes the
-    same in one go: for T = S and the causal mask only, and faster on a GPU alone.
+    same in one go, for T = S and the causal mask: faster on a GPU, slower on a CPU.
     """
     if fused:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     wei = (q * q.size(-1)**-0.5) @ k.transpose(-2, -1)  # (B, H, T, d) @ (B, H, d, S) -> (B, H, T, S)
     wei += mask  # the future gets the weight exp(-inf) = 0
     wei = F.softmax(wei, dim=-1)
-    wei = F.dropout(wei, dropout, training=dropout > 0)
+    wei = F.dropout(wei, dropout)
     return wei @ v  # (B, H, T, S) @ (B, H, S, d) -> (B, H, T, d)
 
 
@@ -175,12 +175,12 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x, cache=None, start=0):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         if cache is not None:  # keys and values of the positions before `start` are there already
-            cache[0, :, :, start:start + T], cache[1, :, :, start:start + T] = k, v
+            cache[:, :, :, start:start + T] = qkv[1:]
             k, v = cache[:, :, :, :start + T]
-        dropout = self.dropout.p if self.training else 0.0
         mask = self.mask[start:start + T, :start + T]
+        dropout = self.dropout.p if self.training else 0.0
         out = attention(q, k, v, mask, dropout, fused=x.is_cuda and cache is None)
         out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.dropout(self.proj(out))
@@ -245,7 +245,8 @@ class GPT(nn.Module):
         positions = torch.arange(config.block_size)[:, None]  # (T, 1)
         angles = positions * 10_000 ** -(torch.arange(config.n_embd) // 2 * 2 / config.n_embd)  # (T, C)
         table = torch.where(torch.arange(config.n_embd) % 2 == 0, angles.sin(), angles.cos())
-        nn.init.zeros_(self.position_embedding_table.weight).data.add_(table, alpha=0.02 * math.sqrt(2))
+        with torch.no_grad():
+            self.position_embedding_table.weight.copy_(0.02 * math.sqrt(2) * table)
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx and targets are (B, T) integers; returns logits (B, T, vocab_size) and the mean loss in nats.
@@ -461,10 +462,11 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 
 def any_process(flag, device):
     """Whether flag is true in at least one of the processes; all of them must ask together."""
-    flag = torch.tensor(float(bool(flag)), device=device)
-    if WORLD_SIZE > 1:
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return flag.item() > 0
+    if WORLD_SIZE == 1:
+        return bool(flag)
+    flags = torch.tensor(float(bool(flag)), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return flags.item() > 0
 
 
 def show(text, passing=False):
@@ -487,7 +489,9 @@ def train(config, checkpoint=None, stopped=()):
     """
     device, path, out_dir = pick_device(config.device), find_data(config.data), Path(config.out_dir)
     train_data, val_data, itos = load_data(path, config.block_size)
-    text_hash = hashlib.sha256(itos.encode() + b"".join(hashlib.sha256(part).digest() for part in (train_data, val_data)))
+    text_hash = hashlib.sha256(itos.encode())
+    for part in (train_data, val_data):
+        text_hash.update(part)
     text_hash = text_hash.hexdigest()
     if checkpoint and checkpoint["text_hash"] != text_hash:
         raise UserError(f"{path} is not the text that the run in {out_dir} was trained on")
@@ -582,13 +586,16 @@ def train(config, checkpoint=None, stopped=()):
         optimizer.step()
         step += 1
 
-        now = time.perf_counter()
-        if step == first_step + 10:
+        # How fast does it go? (The first two steps are slower than the rest.)
+        if step in (first_step + 2, first_step + 12):
             wait_for(device)
-            step_seconds = (time.perf_counter() - clock) / (step - clock_step)
-            evaluations = math.ceil((config.max_iters - step) / config.eval_interval)
-            eval_steps = 2 * eval_tokens / tokens_per_step / 3  # without a backward pass: a third of the work
-            show(f"this takes about {duration(step_seconds * (config.max_iters - step + evaluations * eval_steps))}")
+            if step == first_step + 2:
+                warm = time.perf_counter()
+            else:
+                steps = config.max_iters - step
+                steps += math.ceil(steps / config.eval_interval) * 2 * eval_tokens / tokens_per_step / 3  # no backward
+                show(f"this takes about {duration((time.perf_counter() - warm) / 10 * steps)}")
+        now = time.perf_counter()
         if now - shown > (0.5 if sys.stdout.isatty() else 30):
             check(grad_norm)
             step_seconds = (now - clock) / (step - clock_step)
@@ -667,6 +674,9 @@ def check_settings(settings):
         raise UserError(f"--precision must be fp32 or bf16, not {settings['precision']}")
 
 
+FILES = ("latest.pt", "model.pt", "log.csv", "sample.txt")  # what a run leaves in out_dir
+
+
 def run(argv):
     """Does what the command line says and returns the exit status. Raises UserError if it makes no sense."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -676,14 +686,15 @@ def run(argv):
                         help="go on with the run in --out-dir; --max-iters may be raised, to train it for longer")
     parser.add_argument("--overwrite", action="store_true", help="start anew where --out-dir holds a run already")
     writing = parser.add_argument_group("writing with a trained model", argument_default=argparse.SUPPRESS)
-    writing.add_argument("--prompt", metavar="TEXT", help="how the text begins; no training takes place")
-    writing.add_argument("--prompt-file", metavar="FILE", help="a file with the text's beginning")
+    beginning = writing.add_mutually_exclusive_group()
+    beginning.add_argument("--prompt", metavar="TEXT", help="how the text begins; no training takes place")
+    beginning.add_argument("--prompt-file", metavar="FILE", help="a file with the text's beginning")
     writing.add_argument("--max-new-tokens", metavar="INT", type=int, help="characters to add (default 500)")
     writing.add_argument("--temperature", metavar="FLOAT", type=float,
-                         help="0 always takes the likeliest character, 1 (default) follows the model, above 1 dares more")
-    writing.add_argument("--top-k", metavar="INT", type=int, help="choose among the k likeliest characters only")
+                         help="0 takes the likeliest character, 1 (default) follows the model, more dares more")
+    writing.add_argument("--top-k", metavar="INT", type=int, help="choose among the k likeliest characters")
     writing.add_argument("--top-p", metavar="FLOAT", type=float,
-                         help="choose among the likeliest characters that together have this probability")
+                         help="choose among the likeliest that together have this probability")
     writing.add_argument("--num-samples", metavar="INT", type=int, help="how many texts (default 1)")
 
     given = vars(parser.parse_args(argv))
@@ -702,15 +713,17 @@ def run(argv):
         sample(config, **given)
         return 0
     if resume:
-        _, checkpoint = load_checkpoint(out_dir / "latest.pt")
-        config = Config(**checkpoint["config"])
+        model, checkpoint = load_checkpoint(out_dir / "latest.pt")
+        if "progress" not in checkpoint:
+            raise UserError(f"{out_dir / 'latest.pt'} holds a model alone, not a run to go on with")
         for name, value in settings.items():
-            if name not in ("data", "out_dir", "device", "max_iters") and value != getattr(config, name):
-                raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {getattr(config, name)}")
-        config = replace(config, **settings)
-    elif not overwrite and any((out_dir / name).exists() for name in ("latest.pt", "model.pt", "log.csv", "sample.txt")):
-        raise UserError(f'{out_dir} holds a trained model already: let it write (--prompt "ROMEO:"), go on training it '
-                        "(--resume), or train another one in another folder (--out-dir NAME) or in its place (--overwrite)")
+            saved = getattr(model.config, name)
+            if value != saved and name not in ("data", "out_dir", "device", "max_iters"):
+                raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {saved}")
+        config = replace(model.config, **{**settings, "out_dir": str(out_dir)})
+    elif not overwrite and any((out_dir / name).exists() for name in FILES):
+        raise UserError(f'{out_dir} holds a trained model already: let it write (--prompt "ROMEO:"), go on training '
+                        "it (--resume), or train another in another folder (--out-dir NAME) or its place (--overwrite)")
     return train(config, checkpoint, stopped=catch_signals())
 
 

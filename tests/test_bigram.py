@@ -1,6 +1,7 @@
 """bigram.py: the model, its exact loss, the floor by counting, and the script as a user runs it."""
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -35,15 +36,14 @@ def test_generate_appends_what_the_table_says():
     assert out.tolist() == [[0, 1, 2, 3, 0, 1], [2, 3, 0, 1, 2, 3]]
 
 
-def test_a_run_reaches_the_floor_and_is_repeatable(tmp_path):
+def test_a_run_reaches_the_floor_and_is_repeatable(tmp_path, monkeypatch, capsys):
     """The whole script, on the built-in text, from another folder: close to what counting gives, and again the same."""
     first = run("bigram.py", "--data", ROOT / "input.txt", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
     assert "1,317,812 characters, 62 distinct" in lines[0] and "3,844 parameters" in lines[1]
-    reached, floor = ([float(line.split(f"{name} loss ")[1].split(",")[0]) for name in ("train", "val")]
-                      for line in [next(line for line in lines if line.startswith("step 2000:")),
-                                   next(line for line in lines if line.startswith("by counting:"))])
+    reached, floor = ([float(figure) for figure in re.search(start + ".*train loss ([.0-9]+), val loss ([.0-9]+)",
+                                                             first.stdout).groups()] for start in ("step 2000", "by counting"))
     assert floor[0] < reached[0] < floor[0] + 0.008 and abs(reached[1] - floor[1]) < 0.008
 
     out = tmp_path / "out" / "bigram"
@@ -55,8 +55,9 @@ def test_a_run_reaches_the_floor_and_is_repeatable(tmp_path):
     saved = torch.load(out / "model.pt", weights_only=True)
     assert saved["model"]["token_embedding_table.weight"].shape == (62, 62) and len(saved["itos"]) == 62
 
-    again = run("bigram.py", "--data", ROOT / "input.txt", cwd=tmp_path)
-    assert again.stdout == first.stdout
+    monkeypatch.chdir(tmp_path)
+    assert bigram.main(["--data", str(ROOT / "input.txt")]) == 0
+    assert capsys.readouterr().out == first.stdout
     assert (out / "model.pt.old").exists()  # the first run's files were not lost
 
 
@@ -76,8 +77,15 @@ def test_the_floor_is_that_of_counting():
     (["--device", "abacus"], "abacus"),
     (["--unknown", "1"], "--unknown"),
 ])
-def test_bad_input_gets_one_line(args, message, tmp_path):
-    done = run("bigram.py", *args, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("bigram.py: ")
+def test_bad_input_gets_one_line(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert bigram.main(args) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("bigram.py: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_as_a_command(tmp_path):
+    done = run("bigram.py", "--data", "nope.txt", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1

@@ -241,6 +241,12 @@ def test_resuming_with_other_settings_or_another_text_is_refused(trained, tmp_pa
     assert {file.name: file.read_bytes() for file in out_dir.iterdir()} == before
 
 
+def test_a_model_alone_is_no_run_to_resume(trained, tmp_path):
+    (tmp_path / "latest.pt").write_bytes((trained[0] / "model.pt").read_bytes())
+    done = train(tmp_path, trained[1], "--resume")
+    assert done.returncode == 2 and "not a run to go on with" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_second_run_does_not_destroy_the_first(trained, tmp_path):
     out_dir, text_file, _ = trained
     before = {file.name: file.read_bytes() for file in out_dir.iterdir()}
@@ -320,11 +326,14 @@ def test_a_batch_that_cannot_be_split(trained, tmp_path, monkeypatch, capsys):
 
 # bad input
 
-def test_help():
-    done = run("transformer.py", "--help")
-    assert done.returncode == 0
+def test_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        transformer.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
     for field in transformer.Config.__dataclass_fields__:
-        assert "--" + field.replace("_", "-") in done.stdout
+        assert "--" + field.replace("_", "-") in printed
+    assert "blocks, one after the other (default 6)" in printed
 
 
 @pytest.fixture
