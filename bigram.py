@@ -51,14 +51,14 @@ def find_data(path):
 
 
 def read_pieces(path):
-    """Yields a text file in pieces of up to 16 million characters, so that a large one fits in memory.
+    """Yields a text file in pieces of up to a million characters, so that a large one takes little memory.
 
     A byte-order mark is dropped, and the line ends \\r\\n and \\r become \\n.
     Raises OSError if the file cannot be read and UserError if it is not UTF-8.
     """
     with open(path, encoding="utf-8-sig") as file:
         try:
-            while piece := file.read(1 << 24):
+            while piece := file.read(1 << 20):
                 yield piece
         except UnicodeDecodeError as error:
             byte = file.buffer.tell() - len(error.object) + error.start
@@ -122,6 +122,8 @@ def get_batch(data, step, seed, batch_size, block_size):
 # Model: given a character, how likely is each next one?
 
 class BigramLanguageModel(nn.Module):
+    """A table of logits with a row for each character: vocab_size x vocab_size parameters."""
+
     def __init__(self, vocab_size):
         super().__init__()
         # each token directly reads off the logits for the next token from a lookup table
@@ -149,8 +151,8 @@ class BigramLanguageModel(nn.Module):
 def count_pairs(data, vocab_size):
     """How often each character follows each other one: (C, C) float64, row = first, column = next."""
     counts = np.zeros(vocab_size**2, dtype=np.int64)
-    for i in range(0, len(data) - 1, 1 << 24):  # in pieces, for large texts
-        part = data[i:i + (1 << 24) + 1].astype(np.int64)
+    for i in range(0, len(data) - 1, 1 << 20):  # in pieces, as a large text would take much memory
+        part = data[i:i + (1 << 20) + 1].astype(np.int64)
         counts += np.bincount(part[:-1] * vocab_size + part[1:], minlength=vocab_size**2)
     return torch.from_numpy(counts).double().view(vocab_size, vocab_size)
 

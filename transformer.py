@@ -74,14 +74,14 @@ def find_data(path):
 
 
 def read_pieces(path):
-    """Yields a text file in pieces of up to 16 million characters, so that a large one fits in memory.
+    """Yields a text file in pieces of up to a million characters, so that a large one takes little memory.
 
     A byte-order mark is dropped, and the line ends \\r\\n and \\r become \\n.
     Raises OSError if the file cannot be read and UserError if it is not UTF-8.
     """
     with open(path, encoding="utf-8-sig") as file:
         try:
-            while piece := file.read(1 << 24):
+            while piece := file.read(1 << 20):
                 yield piece
         except UnicodeDecodeError as error:
             byte = file.buffer.tell() - len(error.object) + error.start

@@ -108,10 +108,14 @@ def generation(it, sequences, tokens, device):
 
 
 LOAD = """
-import resource, sys, time
+import re, resource, sys, time
 sys.path.insert(0, {root!r})
 import transformer
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak():  # in bytes
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(r"VmHWM:\\s+([0-9]+)", file.read())[1])
 before, start = peak(), time.perf_counter()
 train_data, val_data, itos = transformer.load_data({path!r}, 256)
 print(time.perf_counter() - start, peak() - before, len(train_data) + len(val_data))

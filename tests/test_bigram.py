@@ -20,6 +20,11 @@ def test_pairs_are_counted():
     assert counts.tolist() == [[0, 2, 0], [0, 1, 1], [1, 0, 0]]
 
 
+def test_pairs_are_counted_across_the_pieces_of_a_large_text():
+    counts = bigram.count_pairs(np.tile(np.arange(3, dtype=np.uint8), 1_000_000), 3)
+    assert counts.tolist() == [[0, 1_000_000, 0], [0, 0, 1_000_000], [999_999, 0, 0]]
+
+
 def test_the_exact_loss_is_the_models_loss():
     torch.manual_seed(0)
     model, data = bigram.BigramLanguageModel(5), np.random.default_rng(0).integers(5, size=1000)
