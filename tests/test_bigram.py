@@ -89,8 +89,3 @@ def test_bad_input_gets_one_line(args, message, tmp_path, monkeypatch, capsys):
     assert message in captured.err and captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("bigram.py: ")
     assert not list(tmp_path.iterdir())
-
-
-def test_bad_input_as_a_command(tmp_path):
-    done = run("bigram.py", "--data", "nope.txt", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1

@@ -180,7 +180,8 @@ def test_resuming_is_exact(trained, tmp_path):
             break
         assert done.returncode == 128 + number, done.stderr
         assert "stopped after step" in done.stdout and "--resume" in done.stdout and done.stderr == ""
-        assert fork("--out-dir", out_dir, "--prompt", "line", "--max-new-tokens", 5).returncode == 0  # a model by now
+        if stops == 0:  # before the first evaluation even, there is a model to write with
+            assert fork("--out-dir", out_dir, "--prompt", "line", "--max-new-tokens", 5).returncode == 0
         number, stops = signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM, stops + 1
         going = Command(*command, "--resume")
     assert stops >= 3
@@ -193,7 +194,7 @@ def test_kill_9_at_any_moment(trained, tmp_path):
     while not (out_dir / "latest.pt").exists() or transformer.load_checkpoint(out_dir / "latest.pt")[1]["progress"][0] < 30:
         resume = ["--resume"] if (out_dir / "latest.pt").exists() else ["--overwrite"]
         going = Command("--data", trained[1], "--out-dir", out_dir, *FLAGS, *resume)
-        if kills < 20:
+        if kills < 12:
             going.wait_for("device")
             time.sleep(rng.random() * 0.15)
             going.process.kill()
