@@ -176,7 +176,7 @@ def main():
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     precision = transformer.pick_precision(device)
     print(f"{name}; torch {torch.__version__}, {precision}; {sizes}")
-    print(f"{'':<44}{'ours':>12}{args.peer.name if args.peer else '':>12}{'':<11}{'ratio' if peer else ''}")
+    print(f"{'':<44}{'ours':>12}{args.peer.name[-12:] if args.peer else '':>13}{'':<10}{'ratio' if peer else ''}")
 
     theirs = None
     if peer:  # at its own settings: batches of 64, dropout 0.2. On a CPU one such step takes long enough for a measure.
