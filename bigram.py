@@ -8,7 +8,6 @@ and knows nothing but the last character. transformer.py is the model that looks
     python bigram.py --data my.txt    # learn from another text
 """
 import argparse
-import inspect
 import re
 import sys
 import time
@@ -220,7 +219,8 @@ def train(config):
     for name in ("model.pt", "log.csv", "sample.txt"):
         if (out_dir / name).exists():  # the run before this one stays, as *.old
             (out_dir / name).replace(out_dir / f"{name}.old")
-    torch.save({"model": model.state_dict(), "itos": itos}, out_dir / "model.pt")
+    with open(out_dir / "model.pt", "wb") as file:
+        torch.save({"model": model.state_dict(), "itos": itos}, file)
     (out_dir / "log.csv").write_text("\n".join(log) + "\n")
     (out_dir / "sample.txt").write_text(sample, encoding="utf-8")
     print(f"\nsaved in {out_dir}: model.pt, log.csv, sample.txt")
@@ -234,8 +234,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser):
-    """Makes a flag of every field of Config, with the comment behind it as help."""
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    """Makes a flag of every field of Config, with the comment behind it, in this file, as help."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.M))
     for field in fields(Config):
         default = f" (default {field.default})" if field.default != "" else ""
         parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=argparse.SUPPRESS,

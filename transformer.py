@@ -11,7 +11,6 @@ where it was, and generation does not compute anything twice.
 """
 import argparse
 import hashlib
-import inspect
 import math
 import os
 import re
@@ -643,8 +642,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser):
-    """Makes a flag of every field of Config, with the comment behind it as help."""
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    """Makes a flag of every field of Config, with the comment behind it, in this file, as help."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.M))
     for field in fields(Config):
         default = f" (default {field.default})" if field.default != "" else ""
         parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=argparse.SUPPRESS,
