@@ -295,6 +295,16 @@ def test_a_full_disk(trained, tmp_path, monkeypatch, capsys):
     assert_same_end(out_dir, trained[0])
 
 
+def test_out_of_memory_names_the_batch_size(monkeypatch, capsys):
+    def run(argv):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(transformer, "run", run)
+    assert transformer.main([]) == 2
+    captured = capsys.readouterr()
+    assert "--batch-size" in captured.err and captured.err.count("\n") == 1
+
+
 # several processes
 
 def test_two_processes_go_on_where_one_stopped_and_end_where_one_ends(trained, tmp_path):
