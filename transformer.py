@@ -3,7 +3,7 @@ A GPT-2, small enough to train on a laptop: characters in, characters out, every
 
 It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out", in the same
 order and with the same names, and goes past it: the trained model is kept, a stopped run goes on
-where it was, and generation does not compute anything twice.
+where it was, and a new character costs one character's work instead of the whole context's.
 
     python transformer.py                      # train, on two CPU cores in 20 to 25 minutes
     python transformer.py --prompt "ROMEO:"    # let the trained model write
