@@ -189,21 +189,25 @@ def test_resuming_is_exact(trained, tmp_path):
 
 
 def test_kill_9_at_any_moment(trained, tmp_path):
-    """Killed at random moments, a run always leaves files that load, and ends as if nothing had happened."""
+    """Killed at random moments, a run always leaves files that load, and ends as if nothing had happened.
+
+    It saves after every step, so that many of the kills come in the middle of a save.
+    """
+    flags = ["--data", trained[1], *FLAGS, "--n-layer", 1, "--max-iters", 8, "--eval-interval", 1]
+    assert fork("--out-dir", tmp_path / "unbroken", *flags).returncode == 0
     out_dir, rng, kills = tmp_path / "run", random.Random(0), 0
-    while not (out_dir / "latest.pt").exists() or transformer.load_checkpoint(out_dir / "latest.pt")[1]["progress"][0] < 30:
-        resume = ["--resume"] if (out_dir / "latest.pt").exists() else ["--overwrite"]
-        going = Command("--data", trained[1], "--out-dir", out_dir, *FLAGS, *resume)
-        if kills < 12:
-            going.wait_for("device")
-            time.sleep(rng.random() * 0.15)
-            going.process.kill()
-            kills += 1
+    latest = out_dir / "latest.pt"
+    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 8:
+        going = Command("--out-dir", out_dir, *flags, "--resume" if latest.exists() else "--overwrite")
+        going.wait_for("device")
+        going.process.join(timeout=0.1 + 0.3 * rng.random() + 0.02 * kills)  # longer each time: it gets there
+        kills += going.process.is_alive()
+        going.process.kill()
         going.process.join()
         for file in out_dir.glob("*.pt"):
             transformer.load_checkpoint(file)
-    assert kills >= 5
-    assert_same_end(out_dir, trained[0])
+    assert kills >= 3
+    assert_same_end(out_dir, tmp_path / "unbroken")
 
 
 def test_a_second_signal_ends_it_at_once(trained, tmp_path):
