@@ -266,6 +266,28 @@ class GPT(nn.Module):
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
+    def next_logits(self, token, cache, start):
+        """What forward computes for one more character of one text, spelled out: the same logits, (vocab_size,).
+
+        It takes half the time: for a single vector the arithmetic is so short that calling modules and
+        arranging dimensions costs as much, and PyTorch leaves the product with a matrix to one core.
+        """
+        n = math.gcd(torch.get_num_threads(), self.config.n_embd)
+
+        def product(linear, x):  # linear(x), in which each core takes an n-th of the matrix's rows
+            rows = linear.weight.view(n, -1, len(x))
+            return torch.bmm(rows, x.expand(n, 1, -1).transpose(1, 2)).view(-1).add_(linear.bias)
+
+        x = self.token_embedding_table.weight[token] + self.position_embedding_table.weight[start]  # (C,)
+        for block, kv in zip(self.blocks, cache):
+            sa, (up, gelu, down, _) = block.sa, block.ffwd.net
+            qkv = product(sa.qkv, block.ln1(x)).view(3, 1, sa.n_head, 1, -1)
+            kv[:, :, :, start:start + 1] = qkv[1:]
+            k, v = kv[:, :, :, :start + 1].unbind()
+            x = x + product(sa.proj, F.scaled_dot_product_attention(qkv[0], k, v).view(-1))
+            x = x + product(down, gelu(product(up, block.ln2(x))))
+        return self.lm_head(self.ln_f(x))
+
     def new_cache(self, batch_size):
         """Room for the keys and values of block_size positions: (n_layer, 2, B, H, block_size, d)."""
         c, weight = self.config, self.lm_head.weight
@@ -286,11 +308,13 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             if window.size(1) > self.config.block_size:
                 window, start = window[:, -max(1, self.config.block_size // 2):], 0
-            if kv_cache:
-                logits, _ = self(window[:, start:], cache=cache, start=start)
-                start = window.size(1)
-            else:
+            if not kv_cache:
                 logits, _ = self(window)
+            elif window.numel() == start + 1:  # one text, and one character of it is not in the cache yet
+                logits = self.next_logits(window[0, start], cache, start)[None, None]
+            else:
+                logits, _ = self(window[:, start:], cache=cache, start=start)
+            start = window.size(1)
             probs = next_token_probs(logits[:, -1], temperature, top_k, top_p)  # (B, vocab_size)
             idx_next = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
             window = torch.cat((window, idx_next), dim=1)

@@ -11,16 +11,17 @@ def generate(model, idx, n, **how):
     return model.generate(idx, n, generator=torch.Generator().manual_seed(3), **how)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("block_size", [1, 5, 16])
 @pytest.mark.parametrize("prompt", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"temperature": 0},
                                  {"top_p": 0.7}], ids=str)
-def test_the_cache_gives_token_for_token_what_recomputation_gives(block_size, prompt, how):
+def test_the_cache_gives_token_for_token_what_recomputation_gives(batch, block_size, prompt, how):
     """For prompts shorter than, as long as and longer than the context; the text outgrows the window several times."""
     model = tiny_model(block_size=block_size)
-    idx = torch.randint(11, (3, prompt), generator=torch.Generator().manual_seed(1))
+    idx = torch.randint(11, (batch, prompt), generator=torch.Generator().manual_seed(1))
     cached, plain = generate(model, idx, 50, **how), generate(model, idx, 50, kv_cache=False, **how)
-    assert cached.shape == (3, prompt + 50)
+    assert cached.shape == (batch, prompt + 50)
     assert torch.equal(cached[:, :prompt], idx)
     assert torch.equal(cached, plain)
     if how != {"temperature": 0}:  # the text is not one character over and over, which would prove little
@@ -38,16 +39,35 @@ def test_the_cache_gives_the_same_logits():
         torch.testing.assert_close(torch.cat(logits, dim=1), model(idx)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_embd, n_head", [(8, 2), (15, 3)])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_next_logits_computes_what_forward_computes(n_embd, n_head, threads):
+    """For any number of threads, be it a divisor of the matrices' rows or not."""
+    model, before = tiny_model(n_embd=n_embd, n_head=n_head), torch.get_num_threads()
+    idx, cache = torch.randint(11, (1, 16)), model.new_cache(1)
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            logits = [model.next_logits(idx[0, i], cache, i) for i in range(16)]
+            torch.testing.assert_close(torch.stack(logits), model(idx)[0][0], rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_window_rule():
     """Until the context is full each token sees all before it; then the later half stays, and it fills up again."""
     model, seen = tiny_model(block_size=8), []
-    real = model.forward
-    model.forward = lambda idx, **how: (seen.append(idx.size(1)), real(idx, **how))[1]
+    forward, next_logits = model.forward, model.next_logits
+    model.forward = lambda idx, **how: (seen.append(idx.size(1)), forward(idx, **how))[1]
+    model.next_logits = lambda *what: (seen.append("one"), next_logits(*what))[1]
     generate(model, torch.zeros(1, 6, dtype=torch.long), 12, kv_cache=False)
     assert seen == [6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7]
     seen.clear()
-    generate(model, torch.zeros(1, 6, dtype=torch.long), 12)
+    generate(model, torch.zeros(2, 6, dtype=torch.long), 12)
     assert seen == [6, 1, 1, 4, 1, 1, 1, 1, 4, 1, 1, 1]  # what the cached way computes: mostly one position
+    seen.clear()
+    generate(model, torch.zeros(1, 6, dtype=torch.long), 12)
+    assert seen == [6, "one", "one", 4, "one", "one", "one", "one", 4, "one", "one", "one"]
 
 
 def test_stream_yields_what_generate_appends():
