@@ -47,6 +47,7 @@ class Config:
     # the training
     batch_size: int = 4  # windows of block_size characters in a step (over all processes together)
     max_iters: int = 1800  # training steps
+    minutes: float = 0.0  # in place of max_iters: as many steps as fit into this time
     eval_interval: int = 600  # steps between two evaluations, each of which saves the run
     eval_tokens: int = 200_000  # evaluate on at most so many characters of each split
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
@@ -57,6 +58,8 @@ class Config:
 
 # On a GPU steps are cheap, the text is seen many times, and dropout keeps it from being learnt by heart.
 CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2)
+
+UNLIMITED = 10**9  # max_iters while it is not known yet how many steps fit into the minutes given
 
 
 class UserError(ValueError):
@@ -483,13 +486,13 @@ def catch_signals():
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def any_process(flag, device):
-    """Whether flag is true in at least one of the processes; all of them must ask together."""
+def highest(number, device):
+    """The highest of the numbers that the processes bring here; all of them must come."""
     if WORLD_SIZE == 1:
-        return bool(flag)
-    flags = torch.tensor(float(bool(flag)), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return flags.item() > 0
+        return number
+    number = torch.tensor(number, device=device)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
 
 
 def show(text, passing=False):
@@ -556,7 +559,12 @@ def train(config, checkpoint=None, stopped=()):
     show(f"text {path}: {len(train_data) + len(val_data):,} characters, {len(itos)} distinct")
     tokens_per_step = config.batch_size * config.block_size
     eval_tokens = min(len(val_data), config.eval_tokens)
+    eval_steps = eval_tokens / tokens_per_step  # an evaluation takes as long as this: two splits, no backward
     shown, first_step = 0.0, step
+    measured = step + 12  # after this step it is known how fast it goes
+    if config.max_iters == UNLIMITED:
+        measured = step + max(12, config.warmup_iters // 2)
+        show(f"{measured - step} steps will show how many fit into {config.minutes:g} min")
     clock, clock_step = time.perf_counter(), step  # since when, and from which step on, training runs
     while True:
         # Now and then: how good is the model, on text it learns from and on text it never saw?
@@ -580,7 +588,7 @@ def train(config, checkpoint=None, stopped=()):
                 save_latest()
             clock, clock_step = time.perf_counter(), step
 
-        if any_process(stopped, device):
+        if highest(len(stopped), device):
             seconds += time.perf_counter() - clock
             check(grad_norm)
             if RANK == 0:
@@ -610,16 +618,23 @@ def train(config, checkpoint=None, stopped=()):
         step += 1
 
         # How fast does it go? (The first two steps are slower than the rest.)
-        if step in (first_step + 2, first_step + 12):
+        if step in (first_step + 2, measured):
             wait_for(device)
+            now = time.perf_counter()
             if step == first_step + 2:
-                warm = time.perf_counter()
+                warm = now
             else:
+                step_seconds = (now - warm) / (step - first_step - 2)
+                if config.max_iters == UNLIMITED:
+                    left = (60 * config.minutes - seconds - (now - clock)) / step_seconds
+                    left = (left - eval_steps) / (1 + eval_steps / config.eval_interval)
+                    config = model.config = replace(config, max_iters=step + highest(max(1, int(left)), device))
+                    show(f"{config.max_iters} steps fit: --max-iters {config.max_iters} instead of --minutes repeats this run")
                 steps = config.max_iters - step
-                steps += math.ceil(steps / config.eval_interval) * 2 * eval_tokens / tokens_per_step / 3  # no backward
-                show(f"this takes about {duration((time.perf_counter() - warm) / 10 * steps)}")
+                steps += math.ceil(steps / config.eval_interval) * eval_steps
+                show(f"this takes about {duration(step_seconds * steps)}")
         now = time.perf_counter()
-        if now - shown > (0.5 if sys.stdout.isatty() else 30):
+        if config.max_iters < UNLIMITED and now - shown > (0.5 if sys.stdout.isatty() else 30):
             check(grad_norm)
             step_seconds = (now - clock) / (step - clock_step)
             show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {tokens_per_step / step_seconds:,.0f} tokens/s"
@@ -676,10 +691,10 @@ def add_flags(parser):
 
 LIMITS = {  # the lowest and the highest value of each number that can be given
     "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
-    "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, 10**9), "eval_interval": (1, 10**9),
-    "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9), "weight_decay": (0, 100),
-    "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "max_new_tokens": (1, 10**12), "temperature": (0, 100),
-    "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
+    "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED), "minutes": (0, 10**6),
+    "eval_interval": (1, 10**9), "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9),
+    "weight_decay": (0, 100), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "max_new_tokens": (1, 10**12),
+    "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
 }
 
 
@@ -744,9 +759,13 @@ def run(argv):
             if value != saved and name not in ("data", "out_dir", "device", "max_iters"):
                 raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {saved}")
         config = replace(model.config, **{**settings, "out_dir": str(out_dir)})
+    elif {"minutes", "max_iters"} <= settings.keys():
+        raise UserError("--minutes finds out --max-iters: give one of the two")
     elif not overwrite and any((out_dir / name).exists() for name in FILES):
         raise UserError(f'{out_dir} holds a trained model already: let it write (--prompt "ROMEO:"), go on training '
                         "it (--resume), or train another in another folder (--out-dir NAME) or its place (--overwrite)")
+    elif config.minutes:
+        config = replace(config, max_iters=UNLIMITED)
     status = train(config, checkpoint, stopped=catch_signals())
     if WORLD_SIZE > 1:
         dist.destroy_process_group()

@@ -75,6 +75,8 @@ class Command:
         self.process.join(timeout=60)
         assert self.process.exitcode is not None, "still at work after a minute"
         self.returncode, self.stdout, self.stderr = self.process.exitcode, self.read("out"), self.read("err")
+        for name in ("out", "err"):
+            Path(f"{self.output}.{name}").unlink(missing_ok=True)
         return self
 
 

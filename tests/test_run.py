@@ -2,6 +2,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,35 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, tmp_
     assert_same_end(out_dir, tmp_path / "same")
     assert train(tmp_path / "other", text_file, "--seed", 7).returncode == 0
     assert log_of(tmp_path / "other") != log_of(out_dir)
+
+
+def number_of_steps(printed):
+    return int(re.search(r"^(\d+) steps fit", printed, re.MULTILINE)[1])
+
+
+def test_minutes_set_max_iters_and_max_iters_repeat_the_run(trained, tmp_path):
+    flags = ["--data", trained[1], *TINY_FLAGS, "--warmup-iters", 30, "--dropout", 0.1]
+    done = fork("--out-dir", tmp_path / "minutes", *flags, "--minutes", 0.01)
+    assert done.returncode == 0, done.stderr
+    steps = number_of_steps(done.stdout)
+    assert steps > 15 and log_of(tmp_path / "minutes")[-1]["step"] == str(steps)
+    assert fork("--out-dir", tmp_path / "steps", *flags, "--max-iters", steps).returncode == 0
+    assert_same_end(tmp_path / "minutes", tmp_path / "steps")
+
+
+def test_minutes_that_are_interrupted(trained, tmp_path):
+    """Before and after it is known how many steps fit; the same command with --resume goes on."""
+    command = ["--data", trained[1], "--out-dir", tmp_path, *TINY_FLAGS, "--warmup-iters", 400, "--minutes", 10]
+    for seen, more in [("steps will show", []), ("steps fit", ["--resume"]), ("step", ["--resume"])]:
+        going = Command(*command, *more)
+        going.wait_for(seen)
+        os.kill(going.process.pid, signal.SIGTERM)
+        done = going.wait()
+        assert done.returncode == 143, done.stderr
+        if seen == "steps fit":
+            steps = number_of_steps(done.stdout)
+    assert transformer.load_checkpoint(tmp_path / "latest.pt")[0].config.max_iters == steps
+    assert f"of {steps}, and saved" in done.stdout
 
 
 def test_a_text_of_one_character_only(tmp_path):
@@ -381,7 +411,8 @@ BAD = [
     *[(f"--{name} {value}", f"--{name}") for value in ("0", "-1", "nan", "x", "1" + "0" * 30)
       for name in ("n-layer", "n-head", "n-embd", "block-size", "batch-size", "max-iters", "eval-interval", "eval-tokens")],
     *[(f"--{name} {value}", f"--{name}") for value in ("-1", "nan", "inf", "x", "1e30")
-      for name in ("dropout", "learning-rate", "weight-decay", "beta2", "grad-clip", "warmup-iters", "seed")],
+      for name in ("dropout", "learning-rate", "weight-decay", "beta2", "grad-clip", "warmup-iters", "seed", "minutes")],
+    ("--minutes 1 --max-iters 1", "--minutes"),
     ("--dropout 1", "--dropout"), ("--learning-rate 0", "--learning-rate"), ("--grad-clip 0", "--grad-clip"),
     # writing
     ("--prompt a --out-dir nowhere", "nowhere"),
