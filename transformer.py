@@ -269,32 +269,43 @@ class GPT(nn.Module):
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
-    def next_logits(self, token, cache, start):
-        """What forward computes for one more character of one text, spelled out: the same logits, (vocab_size,).
-
-        It takes half the time: for a single vector the arithmetic is so short that calling modules and
-        arranging dimensions costs as much, and PyTorch leaves the product with a matrix to one core.
-        """
-        n = math.gcd(torch.get_num_threads(), self.config.n_embd)
-
-        def product(linear, x):  # linear(x), in which each core takes an n-th of the matrix's rows
-            rows = linear.weight.view(n, -1, len(x))
-            return torch.bmm(rows, x.expand(n, 1, -1).transpose(1, 2)).view(-1).add_(linear.bias)
-
-        x = self.token_embedding_table.weight[token] + self.position_embedding_table.weight[start]  # (C,)
-        for block, kv in zip(self.blocks, cache):
-            sa, (up, gelu, down, _) = block.sa, block.ffwd.net
-            qkv = product(sa.qkv, block.ln1(x)).view(3, 1, sa.n_head, 1, -1)
-            kv[:, :, :, start:start + 1] = qkv[1:]
-            k, v = kv[:, :, :, :start + 1].unbind()
-            x = x + product(sa.proj, F.scaled_dot_product_attention(qkv[0], k, v).view(-1))
-            x = x + product(down, gelu(product(up, block.ln2(x))))
-        return self.lm_head(self.ln_f(x))
-
     def new_cache(self, batch_size):
         """Room for the keys and values of block_size positions: (n_layer, 2, B, H, block_size, d)."""
         c, weight = self.config, self.lm_head.weight
         return weight.new_zeros(c.n_layer, 2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+
+    def spelled_out(self, cache):
+        """forward for a single character of a single text, in its elementary operations: returns a function.
+
+        next_logits(token, position) gives the logits (vocab_size,) that forward would with this cache, in
+        half the time: for so little arithmetic calling modules takes as long, and PyTorch leaves the
+        product of a matrix and a vector to one core. Whoever changes Block has to change this too.
+        """
+        C, n_head = self.config.n_embd, self.config.n_head
+        n = math.gcd(torch.get_num_threads(), C)  # so many cores share each product
+
+        def parts(layer):  # weight and bias, a matrix with its rows shared out: (n, rows, in)
+            weight = layer.weight
+            return weight.view(n, -1, weight.size(1)) if weight.dim() == 2 else weight, layer.bias
+
+        def linear(x, weight, bias):  # (n, rows, in) @ (n, in, 1) -> (n, rows, 1) -> (out,)
+            return torch.bmm(weight, x.expand(n, 1, -1).transpose(1, 2)).view(-1).add_(bias)
+
+        layers = [(kv, *map(parts, (b.ln1, b.sa.qkv, b.sa.proj, b.ln2, b.ffwd.net[0], b.ffwd.net[2])))
+                  for b, kv in zip(self.blocks, cache)]
+
+        def next_logits(token, position):
+            x = self.token_embedding_table.weight[token] + self.position_embedding_table.weight[position]  # (C,)
+            for kv, ln1, qkv, proj, ln2, up, down in layers:
+                qkv = linear(F.layer_norm(x, (C,), *ln1), *qkv).view(3, 1, n_head, 1, -1)
+                kv[:, :, :, position:position + 1] = qkv[1:]
+                k, v = kv[:, :, :, :position + 1].unbind()
+                x = x + linear(F.scaled_dot_product_attention(qkv[0], k, v).view(-1), *proj)
+                h = linear(F.layer_norm(x, (C,), *ln2), *up)
+                x = x + linear(F.gelu(h, approximate="tanh"), *down)
+            return self.lm_head(self.ln_f(x))
+
+        return next_logits
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
@@ -308,13 +319,14 @@ class GPT(nn.Module):
         """
         window = idx[:, -self.config.block_size:]  # the characters that the model sees
         cache, start = self.new_cache(len(idx)), 0  # the cache holds what comes before `start`
+        next_logits = self.spelled_out(cache)
         for _ in range(max_new_tokens):
             if window.size(1) > self.config.block_size:
                 window, start = window[:, -max(1, self.config.block_size // 2):], 0
             if not kv_cache:
                 logits, _ = self(window)
             elif window.numel() == start + 1:  # one text, and one character of it is not in the cache yet
-                logits = self.next_logits(window[0, start], cache, start)[None, None]
+                logits = next_logits(window[0, start], start)[None, None]
             else:
                 logits, _ = self(window[:, start:], cache=cache, start=start)
             start = window.size(1)
@@ -629,7 +641,7 @@ def train(config, checkpoint=None, stopped=()):
                     left = (60 * config.minutes - seconds - (now - clock)) / step_seconds
                     left = (left - eval_steps) / (1 + eval_steps / config.eval_interval)
                     config = model.config = replace(config, max_iters=step + highest(max(1, int(left)), device))
-                    show(f"{config.max_iters} steps fit: --max-iters {config.max_iters} instead of --minutes repeats this run")
+                    show(f"{config.max_iters} steps fit: with --max-iters {config.max_iters} this run can be repeated")
                 steps = config.max_iters - step
                 steps += math.ceil(steps / config.eval_interval) * eval_steps
                 show(f"this takes about {duration(step_seconds * steps)}")

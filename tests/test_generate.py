@@ -41,14 +41,15 @@ def test_the_cache_gives_the_same_logits():
 
 @pytest.mark.parametrize("n_embd, n_head", [(8, 2), (15, 3)])
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_next_logits_computes_what_forward_computes(n_embd, n_head, threads):
+def test_spelled_out_it_computes_what_forward_computes(n_embd, n_head, threads):
     """For any number of threads, be it a divisor of the matrices' rows or not."""
     model, before = tiny_model(n_embd=n_embd, n_head=n_head), torch.get_num_threads()
-    idx, cache = torch.randint(11, (1, 16)), model.new_cache(1)
+    idx = torch.randint(11, (1, 16))
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            logits = [model.next_logits(idx[0, i], cache, i) for i in range(16)]
+            next_logits = model.spelled_out(model.new_cache(1))
+            logits = [next_logits(idx[0, i], i) for i in range(16)]
             torch.testing.assert_close(torch.stack(logits), model(idx)[0][0], rtol=1e-4, atol=1e-5)
     finally:
         torch.set_num_threads(before)
@@ -57,9 +58,13 @@ def test_next_logits_computes_what_forward_computes(n_embd, n_head, threads):
 def test_the_window_rule():
     """Until the context is full each token sees all before it; then the later half stays, and it fills up again."""
     model, seen = tiny_model(block_size=8), []
-    forward, next_logits = model.forward, model.next_logits
+    forward, spelled_out = model.forward, model.spelled_out
     model.forward = lambda idx, **how: (seen.append(idx.size(1)), forward(idx, **how))[1]
-    model.next_logits = lambda *what: (seen.append("one"), next_logits(*what))[1]
+
+    def counting(cache):
+        next_logits = spelled_out(cache)
+        return lambda *what: (seen.append("one"), next_logits(*what))[1]
+    model.spelled_out = counting
     generate(model, torch.zeros(1, 6, dtype=torch.long), 12, kv_cache=False)
     assert seen == [6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7]
     seen.clear()
