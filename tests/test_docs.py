@@ -7,7 +7,7 @@ from conftest import ROOT
 import bigram
 import transformer
 
-PAGES = ["README.md", "docs/guide.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md"]
 
 
 def is_there(name):
@@ -39,3 +39,99 @@ def test_every_flag_in_the_readme_exists():
     known = {"--" + name.replace("_", "-") for name in transformer.Config.__dataclass_fields__}
     source = "".join((ROOT / name).read_text("utf-8") for name in ("transformer.py", "tests/benchmark.py"))
     assert flags - known - set(re.findall(r'"(--[a-z-]+)"', source)) == {"--help", "--nproc_per_node"}
+
+
+# The exercises' checks, each with a solution that must pass and one that must not
+
+SOLUTIONS = {
+    "Count the parameters": ("""
+def parameters(V, L, C, T):
+    return V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
+""", "V * C + T * C", "V * C"),
+    "Average the past in three ways": ("""
+import torch
+def average_loop(x):
+    out = torch.empty_like(x)
+    for b in range(x.size(0)):
+        for t in range(x.size(1)):
+            out[b, t] = x[b, :t + 1].mean(dim=0)
+    return out
+def average_matrix(x):
+    wei = torch.tril(torch.ones(x.size(1), x.size(1)))
+    return (wei / wei.sum(dim=1, keepdim=True)) @ x
+def average_softmax(x):
+    wei = torch.zeros(x.size(1), x.size(1)).masked_fill(torch.ones(x.size(1), x.size(1)).triu(1) == 1, float("-inf"))
+    return wei.softmax(dim=1) @ x
+""", "triu(1)", "triu(2)"),
+    "Attention without matrix products": ("""
+import math, torch
+def loop_attention(q, k, v):
+    out = torch.zeros_like(q)
+    for i in range(len(q)):
+        weights = [math.exp(sum(a * b for a, b in zip(q[i], k[j])) / len(q[i])**0.5) for j in range(i + 1)]
+        for j in range(i + 1):
+            out[i] += weights[j] / sum(weights) * v[j]
+    return out
+""", "**0.5", "**0.4"),
+    "Why the scores are scaled": ("""
+import torch
+def score_std(d, scaled):
+    torch.manual_seed(0)
+    scores = torch.randn(300, d) @ torch.randn(300, d).T
+    return (scores / d**0.5 if scaled else scores).std().item()
+""", "d**0.5", "d"),
+    "Temperature, seen from the other side": ("""
+from transformer import next_token_probs
+def temperature_for(logits, p):
+    low, high = 1e-3, 100
+    for _ in range(60):
+        middle = (low * high)**0.5
+        low, high = (middle, high) if next_token_probs(logits, middle).max() > p else (low, middle)
+    return middle
+""", "range(60)", "range(6)"),
+    "Look into the future": ("""
+import torch
+def leaks(model):
+    idx = torch.zeros(1, 8, dtype=torch.long)
+    changed = idx.clone()
+    changed[0, -1] = 1
+    return not torch.allclose(model(idx)[0][:, :-1], model(changed)[0][:, :-1])
+""", "return not", "return"),
+    "A batch that does not fit": ("""
+import torch
+def accumulated_gradients(model, x, y, parts):
+    total = [torch.zeros_like(p) for p in model.parameters()]
+    for some_x, some_y in zip(x.chunk(parts), y.chunk(parts)):
+        loss = model(some_x, some_y)[1] / parts
+        for sum_, part in zip(total, torch.autograd.grad(loss, list(model.parameters()))):
+            sum_ += part
+    return total
+""", " / parts", ""),
+    "Another schedule": ("""
+import math
+def cosine_lr(step, config):
+    if step < config.warmup_iters:
+        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
+    done = (step - config.warmup_iters) / (config.max_iters - config.warmup_iters)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+""", "(1 + math.cos(math.pi * done)) / 2", "(1 - done)"),
+    "Rotary positions": ("""
+import torch
+def rotate(x, start):
+    T, d = x.shape[-2:]
+    angles = torch.arange(start, start + T)[:, None] * 10_000 ** -(torch.arange(d // 2) * 2 / d)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), dim=-1)
+""", "a * angles.sin() + b * angles.cos()", "a * angles.cos() + b * angles.sin()"),
+}
+
+
+@pytest.mark.parametrize("title", SOLUTIONS)
+def test_the_checks_of_the_exercises_tell_right_from_wrong(title):
+    text = (ROOT / "docs/exercises.md").read_text("utf-8")
+    check, = re.findall(r"## \d+\. " + title + r"\n(?:(?!\n##).)*?```python\n(.*?)```", text, re.DOTALL)
+    solution, right, wrong = SOLUTIONS[title]
+    assert right in solution
+    exec(solution + check, {})
+    with pytest.raises(AssertionError):
+        exec(solution.replace(right, wrong) + check, {})
