@@ -133,7 +133,7 @@ def test_always_a_distribution(logits, temperature, top_k, top_p):
     probs = next_token_probs(logits, temperature, top_k, top_p)
     assert (probs >= 0).all() and probs.sum().item() == pytest.approx(1, abs=1e-5)
     assert (probs > 0).sum() <= top_k
-    assert logits[0, probs.argmax()] == logits.max()  # of several likeliest any may stay
+    assert logits[0, probs.argmax()] >= logits.max() - 1e-4  # of several likeliest, up to rounding, any may stay
 
 
 def test_rows_of_a_batch_are_independent():

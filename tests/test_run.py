@@ -224,11 +224,11 @@ def test_kill_9_at_any_moment(trained, tmp_path):
 
     It saves after every step, so that many of the kills come in the middle of a save.
     """
-    flags = ["--data", trained[1], *FLAGS, "--n-layer", 1, "--max-iters", 6, "--eval-interval", 1]
+    flags = ["--data", trained[1], *FLAGS, "--n-layer", 1, "--max-iters", 10, "--eval-interval", 1]
     assert fork("--out-dir", tmp_path / "unbroken", *flags).returncode == 0
     out_dir, rng, kills = tmp_path / "run", random.Random(0), 0
     latest = out_dir / "latest.pt"
-    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 6:
+    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 10:
         going = Command("--out-dir", out_dir, *flags, "--resume" if latest.exists() else "--overwrite")
         going.wait_for("device")
         going.process.join(timeout=0.1 + 0.3 * rng.random() + 0.02 * kills)  # longer each time: it gets there
