@@ -703,7 +703,7 @@ def add_flags(parser):
 
 LIMITS = {  # the lowest and the highest value of each number that can be given
     "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
-    "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED), "minutes": (0, 10**6),
+    "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED - 1), "minutes": (0, 10**6),
     "eval_interval": (1, 10**9), "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9),
     "weight_decay": (0, 100), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "max_new_tokens": (1, 10**12),
     "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),

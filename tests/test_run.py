@@ -412,7 +412,7 @@ BAD = [
       for name in ("n-layer", "n-head", "n-embd", "block-size", "batch-size", "max-iters", "eval-interval", "eval-tokens")],
     *[(f"--{name} {value}", f"--{name}") for value in ("-1", "nan", "inf", "x", "1e30")
       for name in ("dropout", "learning-rate", "weight-decay", "beta2", "grad-clip", "warmup-iters", "seed", "minutes")],
-    ("--minutes 1 --max-iters 1", "--minutes"),
+    ("--minutes 1 --max-iters 1", "--minutes"), ("--max-iters 1000000000", "--max-iters"),
     ("--dropout 1", "--dropout"), ("--learning-rate 0", "--learning-rate"), ("--grad-clip 0", "--grad-clip"),
     # writing
     ("--prompt a --out-dir nowhere", "nowhere"),
