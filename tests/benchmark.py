@@ -145,7 +145,8 @@ def start_up(sizes, device):
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-u", str(ROOT / "transformer.py"), "--data", str(ROOT / "input.txt"),
-                                    "--device", device, "--out-dir", folder, *flags], stdout=subprocess.PIPE, text=True)
+                                    "--device", device, "--out-dir", folder, "--max-iters", "1000", *flags],
+                                   stdout=subprocess.PIPE, text=True)
         while not process.stdout.readline().startswith("step 1 "):
             assert process.poll() is None
         took = time.perf_counter() - start

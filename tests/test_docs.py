@@ -2,12 +2,13 @@
 import re
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, TINY_FLAGS
 
 import bigram
 import transformer
 
-PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md", "docs/training.md"]
 
 
 def is_there(name):
@@ -135,3 +136,54 @@ def test_the_checks_of_the_exercises_tell_right_from_wrong(title):
     exec(solution + check, {})
     with pytest.raises(AssertionError):
         exec(solution.replace(right, wrong) + check, {})
+
+
+# The snippets of docs/training.md, each at a size for a test
+
+def snippet(heading):
+    text = (ROOT / "docs/training.md").read_text("utf-8")
+    code, = re.findall(r"## " + heading + r"\n(?:(?!\n## )[\s\S])*?```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["head", "head_ffwd", "head_ffwd_residual"])
+def test_the_variants_train_and_write(name, folder, text_file, monkeypatch):
+    monkeypatch.setattr(transformer.Block, "forward", transformer.Block.forward)  # to have them back afterwards
+    monkeypatch.setattr(transformer.GPT, "spelled_out", transformer.GPT.spelled_out)
+    monkeypatch.setattr("sys.argv", ["variant.py", name, "--data", str(text_file), *TINY_FLAGS, "--max-iters", "3"])
+    with pytest.raises(SystemExit) as exit:
+        exec(snippet("From bigram to GPT in numbers"), {})
+    assert exit.value.code == 0
+    model, checkpoint = transformer.load_checkpoint(folder / "out" / name / "model.pt")
+    x = torch.randn(1, 3, 16)
+    block = model.blocks[0]
+    parts = {"head": block.sa(x), "head_ffwd": block.ffwd(block.sa(x)),
+             "head_ffwd_residual": x + block.sa(x) + block.ffwd(x + block.sa(x))}
+    torch.testing.assert_close(block(x), parts[name])
+
+
+def test_the_gradients_are_drawn(folder, text_file, capsys):
+    code = snippet("Gradient flow").replace("n_embd=192, max_iters=1001", "n_embd=24, max_iters=3, block_size=16, "
+                                            f"data={str(text_file)!r}").replace("(0, 100, 1000)", "(0, 1, 2)")
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss")[0] for line in lines] == [f"{kind} {step}" for kind in ("as it is", "naive") for step in range(3)]
+    assert lines[0].split(": ")[1] != lines[3].split(": ")[1] and (folder / "gradients.png").exists()
+
+
+def test_the_scaling_is_drawn(folder, capsys):
+    for n_embd in (8, 16, 24, 32, 64):  # the losses follow a power law up to the last, which does not
+        model = transformer.GPT(transformer.Config(n_layer=1, n_head=1, n_embd=n_embd, block_size=8), 5)
+        size = sum(p.numel() for p in model.parameters())
+        val_loss = 5 * size**-0.125 if n_embd < 64 else 3
+        (folder / f"out/size{n_embd}").mkdir(parents=True)
+        transformer.save_checkpoint(folder / f"out/size{n_embd}/model.pt", model, "abcde")
+        (folder / f"out/size{n_embd}/log.csv").write_text(f"step,tokens,seconds,...\n1,2,3,{val_loss - 0.1},{val_loss},0,0\n")
+    exec(snippet("Scaling"), {})
+    assert "5.00 x parameters^-0.125" in capsys.readouterr().out and (folder / "scaling.png").exists()

@@ -100,8 +100,8 @@ def test_every_earlier_token_counts():
 def test_the_fused_attention_equals_the_written_one(T):
     q, k, v = torch.randn(3, 2, 4, T, 8)
     mask = torch.full((T, T), float("-inf")).triu(1)
-    written = transformer.attention(q, k, v, mask, dropout=0.0)
-    fused = transformer.attention(q, k, v, mask, dropout=0.0, fused=True)
+    written = transformer.attention(q, k, v, mask, dropout_p=0.0)
+    fused = transformer.attention(q, k, v, mask, dropout_p=0.0, fused=True)
     torch.testing.assert_close(written, fused)
 
 
@@ -111,8 +111,27 @@ def test_dropout_zeroes_in_training_only():
     assert torch.equal(model(idx)[0], model(idx)[0])
     model.train()
     assert not torch.equal(model(idx)[0], model(idx)[0])
-    wei_dropped = transformer.attention(*torch.ones(3, 1, 1, 100, 4), torch.zeros(100, 100), dropout=0.5)
+    wei_dropped = transformer.attention(*torch.ones(3, 1, 1, 100, 4), torch.zeros(100, 100), dropout_p=0.5)
     assert wei_dropped.mean().item() == pytest.approx(1, abs=0.1) and wei_dropped.std() > 0  # scaled to keep the mean
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_the_share_asked_for(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(401, 999, dtype=dtype, requires_grad=True)
+    out = transformer.dropout(x, p)
+    assert out.dtype == dtype and out.shape == x.shape
+    torch.testing.assert_close(out[out != 0], torch.full_like(out[out != 0], 1 / (1 - p)))
+    assert (out == 0).float().mean().item() == pytest.approx(p, abs=0.003)
+    zeros = (out == 0).float()
+    for shift in range(1, 9):  # the four numbers that come from the same 64 bits, and their neighbours
+        both = (zeros[:, shift:] * zeros[:, :-shift]).mean().item()
+        assert both == pytest.approx(p * p, abs=0.004)
+    out.sum().backward()
+    assert torch.equal(x.grad, out)  # what was zeroed has no gradient
+    assert not torch.equal(transformer.dropout(x, p), out)
+    assert torch.equal(transformer.dropout(x, 0.0), x)
 
 
 def test_loss_at_the_start_is_that_of_guessing():

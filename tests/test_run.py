@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     text_file = folder / "text.txt"
     text_file.write_text(some_text())
-    done = run("transformer.py", "--data", text_file, "--out-dir", folder / "run", *FLAGS, cwd=folder)
+    done = run("transformer.py", "--data", text_file, "--out-dir", folder / "run", *FLAGS, cwd=folder)  # with matplotlib
     assert done.returncode == 0, done.stderr
     return folder / "run", text_file, done.stdout
 
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_leaves_a_model_a_log_and_a_sample(trained):
     out_dir, text_file, printed = trained
-    assert {file.name for file in out_dir.iterdir()} == {"latest.pt", "model.pt", "log.csv", "sample.txt"}
+    assert {file.name for file in out_dir.iterdir()} == set(transformer.FILES)
     rows = list(csv.DictReader((out_dir / "log.csv").open()))
     assert list(rows[0]) == "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm".split(",")
     assert [(int(row["step"]), int(row["tokens"])) for row in rows] == [(10, 640), (20, 1280), (30, 1920)]
@@ -102,17 +102,35 @@ def test_minutes_set_max_iters_and_max_iters_repeat_the_run(trained, tmp_path):
 
 def test_minutes_that_are_interrupted(trained, tmp_path):
     """Before and after it is known how many steps fit; the same command with --resume goes on."""
-    command = ["--data", trained[1], "--out-dir", tmp_path, *TINY_FLAGS, "--warmup-iters", 400, "--minutes", 10]
+    command = ["--data", trained[1], "--out-dir", tmp_path, *TINY_FLAGS, "--warmup-iters", 400]  # and 20 minutes, by default
     for seen, more in [("steps will show", []), ("steps fit", ["--resume"]), ("step", ["--resume"])]:
         going = Command(*command, *more)
         going.wait_for(seen)
         os.kill(going.process.pid, signal.SIGTERM)
         done = going.wait()
         assert done.returncode == 143, done.stderr
+        assert ("fit into 20 min" in done.stdout) == (seen != "step")
         if seen == "steps fit":
             steps = number_of_steps(done.stdout)
     assert transformer.load_checkpoint(tmp_path / "latest.pt")[0].config.max_iters == steps
     assert f"of {steps}, and saved" in done.stdout
+
+
+def test_a_run_is_drawn(trained, tmp_path):
+    from matplotlib.image import imread
+    picture = imread(trained[0] / "loss.png")
+    assert picture.shape == (720, 960, 4)
+    assert (picture[:, :, :3].min(axis=(1, 2)) < 0.9).mean() > 0.5  # more than a frame and white
+    transformer.draw_log(tmp_path / "nothing.png", (trained[0] / "log.csv").read_text().split("\n")[:1])
+    assert not (tmp_path / "nothing.png").exists()  # no evaluation, no picture
+
+
+def test_without_matplotlib_a_run_says_how_to_draw_it(trained, tmp_path):
+    done = train(tmp_path, trained[1])
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("pip install matplotlib") == 1 and not (tmp_path / "loss.png").exists()
+    done = fork("--resume", "--data", trained[1], "--out-dir", tmp_path, picture=True)
+    assert done.returncode == 0 and "pip install" not in done.stdout and (tmp_path / "loss.png").exists()
 
 
 def test_a_text_of_one_character_only(tmp_path):
@@ -224,14 +242,14 @@ def test_kill_9_at_any_moment(trained, tmp_path):
 
     It saves after every step, so that many of the kills come in the middle of a save.
     """
-    flags = ["--data", trained[1], *FLAGS, "--n-layer", 1, "--max-iters", 10, "--eval-interval", 1]
+    flags = ["--data", trained[1], *FLAGS, "--n-layer", 1, "--max-iters", 20, "--eval-interval", 1]
     assert fork("--out-dir", tmp_path / "unbroken", *flags).returncode == 0
     out_dir, rng, kills = tmp_path / "run", random.Random(0), 0
     latest = out_dir / "latest.pt"
-    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 10:
+    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 20:
         going = Command("--out-dir", out_dir, *flags, "--resume" if latest.exists() else "--overwrite")
-        going.wait_for("device")
-        going.process.join(timeout=0.1 + 0.3 * rng.random() + 0.02 * kills)  # longer each time: it gets there
+        going.wait_for("step" if kills else "device")
+        going.process.join(timeout=0.2 * rng.random() + 0.02 * kills)  # longer each time: it gets there
         kills += going.process.is_alive()
         going.process.kill()
         going.process.join()
