@@ -575,6 +575,7 @@ def train(config, checkpoint=None, stopped=()):
         raise UserError(f"--batch-size {config.batch_size} cannot be split evenly over {WORLD_SIZE} processes")
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "latest.pt.part").touch()  # where nothing can be written, say so now, not at the first save
+    (out_dir / "latest.pt.part").unlink(missing_ok=True)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":

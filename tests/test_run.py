@@ -131,6 +131,7 @@ def test_without_matplotlib_a_run_says_how_to_draw_it(trained, tmp_path):
     assert done.stdout.count("pip install matplotlib") == 1 and not (tmp_path / "loss.png").exists()
     done = fork("--resume", "--data", trained[1], "--out-dir", tmp_path, picture=True)
     assert done.returncode == 0 and "pip install" not in done.stdout and (tmp_path / "loss.png").exists()
+    assert {path.name for path in tmp_path.iterdir()} == set(transformer.FILES)  # nothing half-written is left
 
 
 def test_a_text_of_one_character_only(tmp_path):
