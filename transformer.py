@@ -48,6 +48,7 @@ class Config:
     batch_size: int = 4  # windows of block_size characters in a step (over all processes together)
     max_iters: int = 0  # training steps; 0, when not given: as many as fit into the minutes
     minutes: float = 20.0  # how long the run takes, evaluations included, if max_iters is not given
+    grow_at: float = 0.6  # share of the steps that a third of the blocks trains, before they become all; 0: none
     eval_interval: int = 600  # steps between two evaluations, each of which saves the run
     eval_tokens: int = 200_000  # evaluate on at most so many characters of each split
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
@@ -57,7 +58,7 @@ class Config:
     grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
 
 # On a GPU steps are cheap, the text is seen many times, and dropout keeps it from being learnt by heart.
-CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2)
+CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2, grow_at=0.0)
 
 UNLIMITED = 10**9  # max_iters while it is not known yet how many steps fit into the minutes
 
@@ -434,6 +435,34 @@ def make_optimizer(model, config, device):
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=fused)
 
 
+def n_blocks(step, config):
+    """How many blocks the model has in a step: a third at first, from the step grow_at * max_iters on all of them."""
+    return max(1, config.n_layer // 3) if step < int(config.grow_at * config.max_iters) else config.n_layer
+
+
+def grow(model, optimizer, config, device):
+    """Makes a model of config.n_layer blocks from one with fewer, each of which becomes several in a row.
+
+    The loss jumps, and is soon lower than it was: the first things to learn need few blocks, which learn them
+    in a fraction of the time (stacking: Gong et al. 2019, "Efficient Training of BERT by Progressively
+    Stacking"). Returns the model and its optimizer, which remembers of each weight what that of its source did.
+    """
+    old, fewer = dict(model.named_parameters()), len(model.blocks)
+    model = GPT(config, model.lm_head.out_features).to(device)
+    memory, optimizer = optimizer.state, make_optimizer(model, config, device)
+    for name, p in model.named_parameters():
+        source = old[re.sub(r"\d+", lambda i: str(int(i[0]) * fewer // config.n_layer), name, count=1)]
+        p.data.copy_(source)
+        optimizer.state[p] = {key: value.clone() for key, value in memory[source].items()}
+    return model, optimizer
+
+
+def full_steps(step, config):
+    """The work that is left at a step, in steps of the model with all its blocks."""
+    small = max(0, int(config.grow_at * config.max_iters) - step)
+    return config.max_iters - step - small * (1 - n_blocks(0, config) / config.n_layer)
+
+
 @torch.no_grad()
 def estimate_loss(model, data, max_tokens, device, precision="fp32", stopped=()):
     """The mean loss in nats over fixed windows of data: the same weights always give the same figure.
@@ -530,6 +559,10 @@ def show(text, passing=False):
         print(f"\r{text:<79}" if terminal else text, end="" if terminal and passing else "\n", flush=True)
 
 
+def size(model):
+    return f"n_layer {len(model.blocks)}, {sum(p.numel() for p in model.parameters()):,} parameters"
+
+
 def duration(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
@@ -584,7 +617,8 @@ def train(config, checkpoint=None, stopped=()):
     config = replace(config, precision=config.precision or pick_precision(device),
                      max_iters=config.max_iters or UNLIMITED)
     torch.manual_seed(config.seed)
-    model = GPT(config, len(itos)).to(device)
+    blocks = checkpoint["config"]["n_layer"] if checkpoint else n_blocks(0, config)
+    model = GPT(replace(config, n_layer=blocks), len(itos)).to(device)
     optimizer = make_optimizer(model, config, device)
     step, seconds, grad_norm, best_val_loss = 0, 0.0, 0.0, math.inf
     log = ["step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"]
@@ -592,22 +626,25 @@ def train(config, checkpoint=None, stopped=()):
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         step, seconds, grad_norm, best_val_loss, log = checkpoint["progress"]
-    net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
-    if WORLD_SIZE > 1:
-        net = nn.parallel.DistributedDataParallel(net)
+
+    def parallel(model):
+        net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
+        return nn.parallel.DistributedDataParallel(net) if WORLD_SIZE > 1 else net
+
+    net = parallel(model)
 
     def save_latest():
         progress = [step, seconds, float(grad_norm), best_val_loss, log]
         replace_file(out_dir / "log.csv", lambda file: file.write("\n".join(log + [""]).encode()))
         save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress, text_hash=text_hash,
-                        optimizer=optimizer.state_dict())
+                        optimizer=optimizer.state_dict(), run=asdict(config))
 
     def check(number):
         if not math.isfinite(number):
             raise UserError(f"the loss is not a finite number any more at step {step}: try a lower "
                             f"--learning-rate (what was saved before in {out_dir} is intact)")
 
-    show(f"device {device}, precision {config.precision}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    show(f"device {device}, precision {config.precision}, {size(model)}")
     show(f"text {path}: {len(train_data) + len(val_data):,} characters, {len(itos)} distinct")
     tokens_per_step = config.batch_size * config.block_size
     eval_tokens = min(len(val_data), config.eval_tokens)
@@ -658,6 +695,11 @@ def train(config, checkpoint=None, stopped=()):
                  f"    python transformer.py --out-dir {out_dir} --prompt \"\"")
             return 0
 
+        if len(model.blocks) < n_blocks(step, config):
+            model, optimizer = grow(model, optimizer, config, device)
+            net = parallel(model)
+            show(f"step {step}: the model grows to {size(model)}")
+
         # One step: a batch, the gradient of its loss, a small move of all weights against it.
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
@@ -679,21 +721,25 @@ def train(config, checkpoint=None, stopped=()):
             if step == first_step + 2:
                 warm = now
             else:
-                step_seconds = (now - warm) / (step - first_step - 2)
+                step_seconds = (now - warm) / (full_steps(first_step + 2, config) - full_steps(step, config))
+                work = full_steps(0, config) / config.max_iters  # of an average step and an average evaluation
                 if config.max_iters == UNLIMITED:
                     left = (60 * config.minutes - seconds - (now - clock)) / step_seconds
-                    left = (left - eval_steps) / (1 + eval_steps / config.eval_interval)
-                    config = model.config = replace(config, max_iters=step + highest(max(1, int(left)), device))
+                    left = (left - eval_steps) / (work + work * eval_steps / config.eval_interval)
+                    fit = max(step + max(1, int(left)), math.ceil(step / (config.grow_at or 1)))
+                    config = replace(config, max_iters=highest(fit, device))
+                    model.config = replace(config, n_layer=len(model.blocks))
                     show(f"{config.max_iters} steps fit: with --max-iters {config.max_iters} this run can be repeated")
-                steps = config.max_iters - step
-                steps += math.ceil(steps / config.eval_interval) * eval_steps
+                steps = full_steps(step, config)
+                steps += math.ceil((config.max_iters - step) / config.eval_interval) * work * eval_steps
                 show(f"this takes about {duration(step_seconds * steps)}")
         now = time.perf_counter()
         if config.max_iters < UNLIMITED and now - shown > (0.5 if sys.stdout.isatty() else 30):
             check(grad_norm)
-            step_seconds = (now - clock) / (step - clock_step)
-            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {tokens_per_step / step_seconds:,.0f} tokens/s"
-                 f" | {duration(step_seconds * (config.max_iters - step))} left", passing=True)
+            speed = tokens_per_step * (step - clock_step) / (now - clock)
+            step_seconds = (now - clock) / (full_steps(clock_step, config) - full_steps(step, config))
+            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {speed:,.0f} tokens/s"
+                 f" | {duration(step_seconds * full_steps(step, config))} left", passing=True)
             shown = now
 
 # ---------------------------------------------------------------------------------------------
@@ -748,8 +794,8 @@ LIMITS = {  # the lowest and the highest value of each number that can be given
     "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
     "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED - 1), "minutes": (0.001, 10**6),
     "eval_interval": (1, 10**9), "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9),
-    "weight_decay": (0, 100), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "max_new_tokens": (1, 10**12),
-    "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
+    "weight_decay": (0, 100), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "grow_at": (0, 0.95),
+    "max_new_tokens": (1, 10**12), "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
 }
 
 
@@ -807,13 +853,14 @@ def run(argv):
         return 0
     if resume:
         model, checkpoint = load_checkpoint(out_dir / "latest.pt")
-        if "progress" not in checkpoint:
+        if "run" not in checkpoint:
             raise UserError(f"{out_dir / 'latest.pt'} holds a model alone, not a run to go on with")
+        saved = Config(**checkpoint["run"])
         for name, value in settings.items():
-            saved = getattr(model.config, name)
-            if value != saved and name not in ("data", "out_dir", "device", "max_iters"):
-                raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {saved}")
-        config = replace(model.config, **{**settings, "out_dir": str(out_dir)})
+            was = getattr(saved, name)
+            if value != was and name not in ("data", "out_dir", "device", "max_iters"):
+                raise UserError(f"--{name.replace('_', '-')} {value} contradicts the saved run's {was}")
+        config = replace(saved, **{**settings, "out_dir": str(out_dir)})
     elif {"minutes", "max_iters"} <= settings.keys():
         raise UserError("--minutes finds out --max-iters: give one of the two")
     elif not overwrite and any((out_dir / name).exists() for name in FILES):

@@ -59,6 +59,49 @@ def test_a_tiny_model_learns_one_batch_by_heart():
     assert (model(idx[:, :-1])[0].argmax(-1) == idx[:, 1:])[:, 3:].float().mean() > 0.95
 
 
+def test_when_the_model_has_how_many_blocks():
+    config = Config(n_layer=6, max_iters=10, grow_at=0.6)
+    assert [transformer.n_blocks(step, config) for step in range(10)] == 6 * [2] + 4 * [6]
+    for changes, blocks in [({"grow_at": 0.0}, 10 * [6]), ({"n_layer": 1}, 10 * [1]), ({"n_layer": 2}, 6 * [1] + 4 * [2])]:
+        other = dataclasses.replace(config, **changes)
+        assert [transformer.n_blocks(step, other) for step in range(10)] == blocks
+    assert transformer.n_blocks(0, Config(max_iters=1)) == 6  # no run is too short to end with the whole model
+    for step in range(11):  # the work left, in steps of the whole model
+        left = sum(transformer.n_blocks(s, config) / 6 for s in range(step, 10))
+        assert transformer.full_steps(step, config) == pytest.approx(left)
+
+
+def test_a_model_grows_into_copies_of_its_blocks():
+    torch.manual_seed(0)
+    config = Config(**{**TINY, "n_layer": 5})
+    small = transformer.GPT(dataclasses.replace(config, n_layer=2), 11)
+    small_optimizer = transformer.make_optimizer(small, config, "cpu")
+    x, y = torch.randint(11, (2, 4, 16))
+    def step(model, optimizer):
+        loss = model(x, y)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+    for _ in range(3):
+        step(small, small_optimizer)
+    model, optimizer = transformer.grow(small, small_optimizer, config, "cpu")
+    assert len(model.blocks) == model.config.n_layer == 5
+    pairs = [(small, model, name) for name in ("token_embedding_table", "position_embedding_table", "ln_f")]
+    pairs += [(small.blocks[source], model.blocks[i], None) for i, source in enumerate([0, 0, 0, 1, 1])]
+    seen = 0
+    for source, copy, name in pairs:
+        source, copy = (getattr(module, name) if name else module for module in (source, copy))
+        for p, q in zip(source.parameters(), copy.parameters(), strict=True):
+            assert torch.equal(p, q) and p.data_ptr() != q.data_ptr()
+            for key, value in small_optimizer.state[p].items():
+                assert torch.equal(value, optimizer.state[q][key]) and value.data_ptr() != optimizer.state[q][key].data_ptr()
+            seen += 1
+    assert seen == len(list(model.parameters()))  # none forgotten
+    losses = [step(model, optimizer) for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("length", [5, 17, 18, 33, 640, 1000])
 def test_the_evaluation_covers_everything_exactly_once(length):
     """The mean loss over every character but the first, each predicted from its own window alone."""
