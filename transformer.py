@@ -870,6 +870,7 @@ def run(argv):
         config = replace(config, max_iters=0)  # not the number for a GPU
     status = train(config, checkpoint, stopped=catch_signals())
     if WORLD_SIZE > 1:
+        dist.barrier()  # a process that leaves while others are at work may abort
         dist.destroy_process_group()
     return status
 

@@ -187,11 +187,13 @@ def main():
         if device == "cuda" or args.tiny:
             best(device, 3, step)
         theirs = 64 * sizes["block_size"] / best(device, 20 if device == "cuda" else 2, step)[0]
-    for batch_size, dropout in [(64, 0.2)] if device == "cuda" else [(4, 0.0), (8, 0.0), (16, 0.0), (16, 0.2)]:
-        step = train_step(Ours(sizes, device, dropout), batch_size, sizes["block_size"], device)
+    n = sizes["n_layer"]
+    for batch_size, dropout, n_layer in [(64, 0.2, n)] if device == "cuda" else \
+            [(4, 0.0, max(1, n // 3)), (4, 0.0, n), (8, 0.0, n), (16, 0.0, n), (16, 0.2, n)]:
+        step = train_step(Ours({**sizes, "n_layer": n_layer}, device, dropout), batch_size, sizes["block_size"], device)
         best(device, 3, step)
         took, = best(device, 20 if device == "cuda" else 2 * tries, step)
-        row(f"training, batches of {batch_size}, dropout {dropout}", batch_size * sizes["block_size"] / took, "tokens/s", theirs)
+        row(f"training, batches of {batch_size}, dropout {dropout}, {n_layer} blocks", batch_size * sizes["block_size"] / took, "tokens/s", theirs)
 
     ours = Ours(sizes, device)
     best(device, 1, generation(ours, 1, 10, device))

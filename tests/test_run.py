@@ -363,17 +363,20 @@ def test_out_of_memory_names_the_batch_size(monkeypatch, capsys):
 # several processes
 
 def test_two_processes_go_on_where_one_stopped_and_end_where_one_ends(trained, tmp_path):
-    """With dropout off, to rounding; and only the first of the two prints and saves."""
-    flags = ["--data", trained[1], *FLAGS, "--dropout", 0, "--max-iters", 15]
-    assert fork("--out-dir", tmp_path / "one", *flags).returncode == 0
+    """With dropout off, to rounding; and only the first of the two prints and saves. The model grows in between."""
+    going = Command("--data", trained[1], "--out-dir", tmp_path / "one", *TINY_FLAGS, "--warmup-iters", 50,
+                    "--eval-interval", 20, "--eval-tokens", 500)
+    going.wait_for("steps will show")
+    os.kill(going.process.pid, signal.SIGTERM)
+    assert going.wait().returncode == 143
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    resume = ["--resume", "--data", str(trained[1]), "--max-iters", "30", "--out-dir"]
+    resume = ["--resume", "--data", str(trained[1]), "--max-iters", "60", "--out-dir"]
     assert fork(*resume, tmp_path / "one").returncode == 0
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                            str(ROOT / "transformer.py"), *resume, str(tmp_path / "two")],
                           capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 30: train loss") == 1
+    assert done.stdout.count("step 60: train loss") == 1 and done.stdout.count("the model grows to n_layer 2") == 1
     for one, two in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         assert one["step"] == two["step"]
         assert float(one["val_loss"]) == pytest.approx(float(two["val_loss"]), abs=1e-4)
