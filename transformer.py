@@ -54,6 +54,7 @@ class Config:
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
     warmup_iters: int = 100  # steps in which the learning rate rises
     weight_decay: float = 0.1  # pull of the weight matrices towards zero (AdamW)
+    noise: float = 0.0  # share of characters that the model misreads in training, like dropout against learning by heart
     beta2: float = 0.99  # memory of AdamW for squared gradients; higher is longer
     grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
 
@@ -420,6 +421,17 @@ def autocast(device, precision):
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
+def misread(x, p):
+    """Replaces each integer of x, with probability p, by another of x: what was learned by heart then seldom fits.
+
+    See Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models".
+    """
+    if p == 0:
+        return x
+    others = x.flatten()[torch.randperm(x.numel(), device=x.device)].view_as(x)
+    return torch.where(torch.rand(x.shape, device=x.device) < p, others, x)
+
+
 def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0 at max_iters."""
     up = (step + 1) / (config.warmup_iters + 1)
@@ -706,6 +718,7 @@ def train(config, checkpoint=None, stopped=()):
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, RANK)).generate_state(1)[0]))
         x, y = get_batch(train_data, step, config.seed, config.batch_size, config.block_size)
         x, y = x[RANK::WORLD_SIZE].to(device), y[RANK::WORLD_SIZE].to(device)
+        x = misread(x, config.noise)
         with autocast(device, config.precision):
             logits, loss = net(x, y)
         optimizer.zero_grad()
@@ -794,7 +807,7 @@ LIMITS = {  # the lowest and the highest value of each number that can be given
     "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
     "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED - 1), "minutes": (0.001, 10**6),
     "eval_interval": (1, 10**9), "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9),
-    "weight_decay": (0, 100), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "grow_at": (0, 0.95),
+    "weight_decay": (0, 100), "noise": (0, 1), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "grow_at": (0, 0.95),
     "max_new_tokens": (1, 10**12), "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
 }
 

@@ -14,6 +14,18 @@ import transformer
 from transformer import Config, UserError
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5, 1])
+def test_noise_misreads_the_share_asked_for(p):
+    torch.manual_seed(0)
+    x = torch.randint(1000, (50, 999)) * 2
+    seen = transformer.misread(x, p)
+    assert seen.shape == x.shape and seen.dtype == x.dtype
+    assert (seen != x).float().mean().item() == pytest.approx(p, abs=0.01)  # one in a thousand is replaced by itself
+    assert torch.isin(seen, x).all()
+    assert not torch.equal(transformer.misread(x, p), seen)
+    assert torch.equal(transformer.misread(x, 0.0), x)
+
+
 def test_learning_rate_at_the_corners():
     config = Config(max_iters=1000, warmup_iters=100, learning_rate=1e-3)
     rates = [transformer.get_lr(step, config) for step in range(1000)]
