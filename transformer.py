@@ -54,7 +54,7 @@ class Config:
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
     warmup_iters: int = 100  # steps in which the learning rate rises
     weight_decay: float = 0.1  # pull of the weight matrices towards zero (AdamW)
-    noise: float = 0.0  # share of characters that the model misreads in training, like dropout against learning by heart
+    noise: float = 0.0  # share of characters misread in training: like dropout, against learning by heart
     beta2: float = 0.99  # memory of AdamW for squared gradients; higher is longer
     grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
 
