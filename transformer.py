@@ -55,6 +55,7 @@ class Config:
     warmup_iters: int = 100  # steps in which the learning rate rises
     weight_decay: float = 0.1  # pull of the weight matrices towards zero (AdamW)
     noise: float = 0.0  # share of characters misread in training: like dropout, against learning by heart
+    rename: float = 0.0  # share of names that training replaces by made-up ones, so that it learns to spell new ones
     beta2: float = 0.99  # memory of AdamW for squared gradients; higher is longer
     grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
 
@@ -432,6 +433,40 @@ def misread(x, p):
     return torch.where(torch.rand(x.shape, device=x.device) < p, others, x)
 
 
+def find_names(text):
+    """Words of three letters or more that the text never writes small, by length: {8: ["coriolan", ...], ...}.
+
+    They are in small letters here. Most are names; some only ever begin a line.
+    """
+    words, names = set(re.findall(r"\w{3,}", text)), {}
+    for name in sorted({word.lower() for word in words} - words):
+        names.setdefault(len(name), []).append(name)
+    return names
+
+
+def rename(windows, p, names, itos, rng):
+    """Gives each name in a window, with probability p, another: the beginning of one and the end of another.
+
+    windows is (B, T+1), and so is the result. A name keeps its length, and is the same throughout a window.
+    The names of a text are soon known by heart, and of no use in another text: there it helps to spell.
+    """
+    def new_name(match):
+        word = match[0].lower()
+        if word not in made:
+            same_length = names.get(len(word), [])
+            known = word in same_length and rng.random() < p
+            first, second = rng.choice(same_length, 2) if known else (word, word)
+            made[word] = first[:len(word) // 2] + second[len(word) // 2:]
+        name = made[word].upper() if match[0].isupper() else made[word].capitalize()
+        return name if made[word] != word and set(name) <= set(itos) else match[0]
+
+    texts = []
+    for window in windows:
+        made = {}
+        texts.append(re.sub(r"\w{3,}", new_name, decode(window, itos)))
+    return torch.from_numpy(encode("".join(texts), itos).reshape(windows.shape)).long()
+
+
 def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0 at max_iters."""
     up = (step + 1) / (config.warmup_iters + 1)
@@ -644,6 +679,7 @@ def train(config, checkpoint=None, stopped=()):
         return nn.parallel.DistributedDataParallel(net) if WORLD_SIZE > 1 else net
 
     net = parallel(model)
+    names = find_names(decode(train_data[:10**7], itos)) if config.rename else {}  # of a large text its beginning
 
     def save_latest():
         progress = [step, seconds, float(grad_norm), best_val_loss, log]
@@ -717,6 +753,10 @@ def train(config, checkpoint=None, stopped=()):
             group["lr"] = get_lr(step, config)
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, RANK)).generate_state(1)[0]))
         x, y = get_batch(train_data, step, config.seed, config.batch_size, config.block_size)
+        if config.rename:
+            rng = np.random.default_rng((step, config.seed))
+            windows = rename(torch.cat((x, y[:, -1:]), dim=1), config.rename, names, itos, rng)
+            x, y = windows[:, :-1], windows[:, 1:]
         x, y = x[RANK::WORLD_SIZE].to(device), y[RANK::WORLD_SIZE].to(device)
         x = misread(x, config.noise)
         with autocast(device, config.precision):
@@ -807,7 +847,7 @@ LIMITS = {  # the lowest and the highest value of each number that can be given
     "seed": (0, 2**63), "n_layer": (1, 100), "n_head": (1, 1000), "n_embd": (1, 10_000), "block_size": (1, 8192),
     "dropout": (0, 0.99), "batch_size": (1, 100_000), "max_iters": (1, UNLIMITED - 1), "minutes": (0.001, 10**6),
     "eval_interval": (1, 10**9), "eval_tokens": (1, 10**12), "learning_rate": (1e-9, 10), "warmup_iters": (0, 10**9),
-    "weight_decay": (0, 100), "noise": (0, 1), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "grow_at": (0, 0.95),
+    "weight_decay": (0, 100), "noise": (0, 1), "rename": (0, 1), "beta2": (0, 0.999999), "grad_clip": (1e-9, 1e9), "grow_at": (0, 0.95),
     "max_new_tokens": (1, 10**12), "temperature": (0, 100), "top_k": (1, 10**9), "top_p": (1e-9, 1), "num_samples": (1, 10**9),
 }
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 import transformer
 
 FLAGS = [*TINY_FLAGS, "--max-iters", 30, "--eval-interval", 10, "--eval-tokens", 500, "--warmup-iters", 15,
-         "--dropout", 0.1, "--noise", 0.1]
+         "--dropout", 0.1, "--noise", 0.1, "--rename", 0.5]
 
 
 def train(out_dir, text_file, *more, **how):

@@ -26,6 +26,39 @@ def test_noise_misreads_the_share_asked_for(p):
     assert torch.equal(transformer.misread(x, 0.0), x)
 
 
+TEXT = "ROMEO:\nO Tybalt, the prince, Romeo!\n\nPARIS:\nWhy, ROMEO, the paris of Verona\n\nTIMON:\nAnd Timon? And\n"
+
+
+def rename(text, p, seed=0):
+    itos = "".join(sorted(set(TEXT + text + text.upper())))
+    ids = torch.from_numpy(transformer.encode(text, itos))[None].long()
+    renamed = transformer.rename(ids, p, transformer.find_names(TEXT), itos, np.random.default_rng(seed))
+    assert renamed.shape == ids.shape and renamed.dtype == ids.dtype
+    return transformer.decode(renamed[0], itos)
+
+
+def test_names_are_the_words_never_written_small():
+    assert transformer.find_names(TEXT) == {3: ["and", "why"], 5: ["romeo", "timon"], 6: ["tybalt", "verona"]}
+
+
+def test_rename_gives_a_name_another_throughout_and_leaves_the_rest():
+    assert rename(TEXT, 0.0) == TEXT
+    texts = [rename(TEXT, 1.0, seed) for seed in range(20)]
+    assert len(set(texts)) > 5
+    for text in texts:
+        romeo = text[:5]
+        assert romeo in ("ROMEO", "TIMON", "ROMON", "TIMEO")
+        assert f"Why, {romeo}, the" in text or f", {romeo}, the paris" in text
+        assert romeo.capitalize() + "!" in text
+        assert "the prince, " in text and "PARIS:" in text and ", the paris of " in text
+    assert any("Tybona" in text for text in texts)
+
+
+def test_rename_replaces_the_share_asked_for():
+    shares = [rename("ROMEO ", 0.5, seed) != "ROMEO " for seed in range(400)]
+    assert 0.28 < np.mean(shares) < 0.47  # three quarters of a half: in a quarter both halves are its own
+
+
 def test_learning_rate_at_the_corners():
     config = Config(max_iters=1000, warmup_iters=100, learning_rate=1e-3)
     rates = [transformer.get_lr(step, config) for step in range(1000)]
