@@ -458,7 +458,8 @@ def rename(windows, p, names, itos, rng):
             first, second = rng.choice(same_length, 2) if known else (word, word)
             made[word] = first[:len(word) // 2] + second[len(word) // 2:]
         name = made[word].upper() if match[0].isupper() else made[word].capitalize()
-        return name if made[word] != word and set(name) <= set(itos) else match[0]
+        fits = len(name) == len(match[0]) and set(name) <= set(itos)  # a large ß is SS
+        return name if made[word] != word and fits else match[0]
 
     texts = []
     for window in windows:

@@ -48,10 +48,19 @@ def test_rename_gives_a_name_another_throughout_and_leaves_the_rest():
     for text in texts:
         romeo = text[:5]
         assert romeo in ("ROMEO", "TIMON", "ROMON", "TIMEO")
-        assert f"Why, {romeo}, the" in text or f", {romeo}, the paris" in text
+        assert f", {romeo}, the paris of " in text
         assert romeo.capitalize() + "!" in text
-        assert "the prince, " in text and "PARIS:" in text and ", the paris of " in text
+        assert "the prince, " in text and "PARIS:" in text
     assert any("Tybona" in text for text in texts)
+
+
+def test_rename_keeps_the_length_where_changing_case_would_not():
+    text = "STRAẞE WEIẞER Straße \u0130stanbul \u0130skender"
+    itos = "".join(sorted(set(text + text.upper() + text.lower())))
+    ids = torch.from_numpy(transformer.encode(text, itos))[None].long()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        assert transformer.rename(ids, 1.0, transformer.find_names(text), itos, rng).shape == ids.shape
 
 
 def test_rename_replaces_the_share_asked_for():
