@@ -55,12 +55,12 @@ class Config:
     warmup_iters: int = 100  # steps in which the learning rate rises
     weight_decay: float = 0.1  # pull of the weight matrices towards zero (AdamW)
     noise: float = 0.0  # share of characters misread in training: like dropout, against learning by heart
-    rename: float = 0.0  # share of names that training replaces by made-up ones, so that it learns to spell new ones
+    rename: float = 0.1  # share of names that training replaces by made-up ones, so that it learns to spell new ones
     beta2: float = 0.99  # memory of AdamW for squared gradients; higher is longer
     grad_clip: float = 1.0  # longest gradient allowed; a longer one is scaled down to it
 
 # On a GPU steps are cheap, the text is seen many times, and dropout keeps it from being learnt by heart.
-CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2, grow_at=0.0)
+CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, eval_interval=250, dropout=0.2, rename=0.0, grow_at=0.0)
 
 UNLIMITED = 10**9  # max_iters while it is not known yet how many steps fit into the minutes
 
@@ -407,7 +407,7 @@ def pick_precision(device):
         a = torch.ones(4096 if device == "cuda" else 64, 384, dtype=dtype, device=device)
         b = torch.ones(384, 1536, dtype=dtype, device=device)
         times = []
-        for _ in range(4):
+        for _ in range(50):
             wait_for(device)
             start = time.perf_counter()
             a @ b
