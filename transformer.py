@@ -48,7 +48,7 @@ class Config:
     batch_size: int = 4  # windows of block_size characters in a step (over all processes together)
     max_iters: int = 0  # training steps; 0, when not given: as many as fit into the minutes
     minutes: float = 20.0  # how long the run takes, evaluations included, if max_iters is not given
-    grow_at: float = 0.7  # share of the steps in which a third of the blocks trains, before they grow to all; 0: none
+    grow_at: float = 0.85  # share of the steps in which a third of the blocks trains, before they grow to all; 0: none
     eval_interval: int = 1000  # steps between two evaluations, each of which saves the run
     eval_tokens: int = 200_000  # evaluate on at most so many characters of each split
     learning_rate: float = 1e-3  # the highest, reached after the warm-up; falls to 0 at max_iters
