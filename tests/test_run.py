@@ -65,7 +65,7 @@ def test_a_run_leaves_a_model_a_log_and_a_sample(trained):
     assert 0 < float(rows[0]["seconds"]) < float(rows[2]["seconds"])
     assert (out_dir / "sample.txt").read_text() in printed
     assert "device cpu, precision fp32" in printed and "4,000 characters" in printed
-    assert "n_layer 1, 4," in printed and re.search(r"^step 21: the model grows to n_layer 2, 7,", printed, re.MULTILINE)
+    assert "n_layer 1, 4," in printed and re.search(r"^step 25: the model grows to n_layer 2, 7,", printed, re.MULTILINE)
     assert "this takes about" in printed and "--prompt" in printed.splitlines()[-1]
     assert "\r" not in printed  # a file is no terminal
 
