@@ -407,7 +407,7 @@ def pick_precision(device):
         a = torch.ones(4096 if device == "cuda" else 64, 384, dtype=dtype, device=device)
         b = torch.ones(384, 1536, dtype=dtype, device=device)
         times = []
-        for _ in range(50):
+        for _ in range(10):
             wait_for(device)
             start = time.perf_counter()
             a @ b
