@@ -1,4 +1,4 @@
-"""What the tests share: the scripts under test, a small text, and a way to run a script as a user does."""
+"""What the tests share: the scripts under test, a small text, and ways to run a script as a user does."""
 import multiprocessing
 import os
 import signal
@@ -31,11 +31,19 @@ def tiny_model(vocab_size=11, **changes):
     return model
 
 
-def run(script, *args, cwd=None):
+def run(script, *args, cwd=None, **env):
     """Runs a script of this project just as a user does; returns what subprocess.run returns."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, env=env,
-                          capture_output=True, text=True, timeout=100)
+                          capture_output=True, encoding="utf-8", timeout=100)
+
+
+def status(script, *args):
+    """Calls a script's main in this process; returns the exit status."""
+    try:
+        return script.main([str(arg) for arg in args])
+    except SystemExit as end:
+        return end.code
 
 
 # Importing torch takes seconds, and many tests need a process of their own. This one imports

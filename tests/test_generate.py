@@ -4,6 +4,7 @@ import torch
 from conftest import tiny_model
 from hypothesis import given, settings, strategies as st
 
+import transformer
 from transformer import next_token_probs
 
 
@@ -11,68 +12,66 @@ def generate(model, idx, n, **how):
     return model.generate(idx, n, generator=torch.Generator().manual_seed(3), **how)
 
 
+@torch.no_grad()
+def recompute(model, idx, n, **how):
+    """What generate is to give, without a cache: the whole window is computed for each token."""
+    generator, T = torch.Generator().manual_seed(3), model.config.block_size
+    window = idx[:, -T:]
+    for _ in range(n):
+        if window.size(1) > T:
+            window = window[:, -max(1, T // 2):]
+        probs = next_token_probs(model(window)[0][:, -1], **how)
+        idx_next = torch.multinomial(probs, 1, generator=generator)
+        window, idx = torch.cat((window, idx_next), dim=1), torch.cat((idx, idx_next), dim=1)
+    return idx
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("block_size", [1, 5, 16])
-@pytest.mark.parametrize("prompt", [1, 15, 16, 17, 40])
-@pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"temperature": 0},
-                                 {"top_p": 0.7}], ids=str)
+@pytest.mark.parametrize("prompt", [1, 15, 17, 40])
+@pytest.mark.parametrize("how", [{}, {"temperature": 2.0, "top_k": 3}, {"temperature": 0}, {"top_p": 0.7}], ids=str)
 def test_the_cache_gives_token_for_token_what_recomputation_gives(batch, block_size, prompt, how):
-    """For prompts shorter than, as long as and longer than the context; the text outgrows the window several times."""
+    """For prompts shorter and longer than the context; the text outgrows the window several times."""
     model = tiny_model(block_size=block_size)
     idx = torch.randint(11, (batch, prompt), generator=torch.Generator().manual_seed(1))
-    cached, plain = generate(model, idx, 50, **how), generate(model, idx, 50, kv_cache=False, **how)
+    cached = generate(model, idx, 50, **how)
     assert cached.shape == (batch, prompt + 50)
-    assert torch.equal(cached[:, :prompt], idx)
-    assert torch.equal(cached, plain)
+    assert torch.equal(cached, recompute(model, idx, 50, **how))
     if how != {"temperature": 0}:  # the text is not one character over and over, which would prove little
         assert len(set(cached[:, prompt:].flatten().tolist())) > 1
-
-
-def test_the_cache_gives_the_same_logits():
-    """The numbers themselves, not only the tokens drawn from them: piece by piece equals all at once."""
-    model = tiny_model()
-    idx = torch.randint(11, (2, 16))
-    cache, logits = model.new_cache(2), []
-    with torch.no_grad():
-        for start, end in [(0, 5), (5, 6), (6, 7), (7, 15), (15, 16)]:
-            logits.append(model(idx[:, start:end], cache=cache, start=start)[0])
-        torch.testing.assert_close(torch.cat(logits, dim=1), model(idx)[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("n_embd, n_head", [(8, 2), (15, 3)])
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_spelled_out_it_computes_what_forward_computes(n_embd, n_head, threads):
-    """For any number of threads, be it a divisor of the matrices' rows or not."""
-    model, before = tiny_model(n_embd=n_embd, n_head=n_head), torch.get_num_threads()
-    idx = torch.randint(11, (1, 16))
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            next_logits = model.spelled_out(model.new_cache(1))
-            logits = [next_logits(idx[0, i], i) for i in range(16)]
-            torch.testing.assert_close(torch.stack(logits), model(idx)[0][0], rtol=1e-4, atol=1e-5)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_window_rule():
     """Until the context is full each token sees all before it; then the later half stays, and it fills up again."""
     model, seen = tiny_model(block_size=8), []
-    forward, spelled_out = model.forward, model.spelled_out
-    model.forward = lambda idx, **how: (seen.append(idx.size(1)), forward(idx, **how))[1]
-
-    def counting(cache):
-        next_logits = spelled_out(cache)
-        return lambda *what: (seen.append("one"), next_logits(*what))[1]
-    model.spelled_out = counting
-    generate(model, torch.zeros(1, 6, dtype=torch.long), 12, kv_cache=False)
-    assert seen == [6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7]
-    seen.clear()
+    forward = model.forward
+    model.forward = lambda idx, cache, start: (seen.append((start, idx.size(1))), forward(idx, None, cache, start))[1]
     generate(model, torch.zeros(2, 6, dtype=torch.long), 12)
-    assert seen == [6, 1, 1, 4, 1, 1, 1, 1, 4, 1, 1, 1]  # what the cached way computes: mostly one position
-    seen.clear()
-    generate(model, torch.zeros(1, 6, dtype=torch.long), 12)
-    assert seen == [6, "one", "one", 4, "one", "one", "one", "one", 4, "one", "one", "one"]
+    assert [start + new for start, new in seen] == [6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7]
+    assert [new for start, new in seen] == [6, 1, 1, 4, 1, 1, 1, 1, 4, 1, 1, 1]  # mostly one position is computed
+
+
+def test_a_changed_block_is_what_trains_and_what_writes(monkeypatch):
+    """Whoever edits Block.forward edits it once: here the norms move behind the sums, as in the first transformer."""
+    def post_norm(self, x, cache=None, start=0):
+        x = self.ln1(x + self.sa(x, cache, start))
+        return self.ln2(x + self.ffwd(x))
+
+    model, idx = tiny_model(), torch.randint(11, (1, 9), generator=torch.Generator().manual_seed(1))
+    before, pre = generate(model, idx, 60), model(idx, idx)[1]
+    monkeypatch.setattr(transformer.Block, "forward", post_norm)
+    assert not torch.allclose(model(idx, idx)[1], pre)
+    after = generate(model, idx, 60)
+    assert torch.equal(after, recompute(model, idx, 60)) and not torch.equal(after, before)
+
+
+def test_blocks_out_of_use_have_no_say():
+    model, idx = tiny_model(n_layer=3), torch.zeros(1, 3, dtype=torch.long)
+    model.depth = 1
+    before = model(idx)[0], generate(model, idx, 40)
+    for p in model.blocks[1:].parameters():
+        torch.nn.init.normal_(p)
+    assert torch.equal(model(idx)[0], before[0]) and torch.equal(generate(model, idx, 40), before[1])
 
 
 def test_stream_yields_what_generate_appends():
