@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 batch_size = 128     # how many windows of text in one step
-block_size = 8       # characters in a window; a bigram looks at one, more only saves work
+block_size = 8       # characters in a window; a bigram looks at one, more make larger batches
 learning_rate = 0.1  # at the first step; falls to 0 in a straight line
 eval_interval = 400  # steps between two lines of losses
 
@@ -32,17 +32,18 @@ class UserError(ValueError):
 def find_data(path=None):
     """The text to learn from: `path`, or else the fetched or the built-in one beside this file."""
     here = Path(__file__).resolve().parent
-    for text in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
-        if Path(text).exists():
-            return Path(text)
+    for file in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
+        if Path(file).exists():
+            return Path(file)
     raise UserError(f"there is no text {path or 'here'}: give one with --data FILE")
 
 
 def encode(text, itos):
     """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary."""
+    # Faster than a loop over the text: translate makes of each character the one whose code is its
+    # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    codes = text.translate(stoi).encode("utf-32-le")  # all characters at once
-    return np.frombuffer(codes, dtype="<i4").copy()
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4").copy()
 
 
 def decode(ids, itos):
@@ -116,7 +117,7 @@ def train(path, device, seed, max_iters):
     torch.set_num_threads(1)  # there is little to do: a second thread would wait for the first
     torch.manual_seed(seed)
     model = BigramLanguageModel(C).to(device)
-    table = model.token_embedding_table.weight.data  # (C, C), all there is to train
+    table = model.token_embedding_table.weight.data  # (C, C), all that is trained
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     texts = [torch.from_numpy(data).long().to(device) for data in splits]
 
@@ -136,8 +137,8 @@ def train(path, device, seed, max_iters):
             left = (shown - start) / step * (max_iters - step)
             print(f"step {step}, about {left:.0f} s left", flush=True)
 
-    # Counting the pairs makes such a table, too, without any training (each count is one too high,
-    # as the other text may hold pairs that this one lacks).
+    # Counting the pairs makes such a table, too, without any training: the logarithms of counts are
+    # logits, as softmax gives their shares. (One is added to each, for pairs not seen here.)
     pairs = texts[0][:-1] * C + texts[0][1:]
     counts = torch.bincount(pairs, minlength=C * C).view(C, C) + 1
     losses = [exact_loss(counts.log(), text) for text in texts]

@@ -61,9 +61,9 @@ class Config:
     batch_size: int = flag(4, "windows of block_size characters in a step")
     max_iters: int = flag(None, "training steps (default: as many as fit into the minutes)")
     minutes: float = flag(20.0, "how long the run takes, where max_iters is not given")
-    grow_at: float = flag(0.85, "fraction of the steps that a third of the blocks trains; 0: none")
-    eval_interval: int = flag(None, "steps between evaluations and saves (default: a tenth of all)")
-    eval_tokens: int = flag(None, "characters of each split to evaluate on (default: few)")
+    grow_at: float = flag(0.85, "fraction of the steps with a third of the blocks; 0: always all")
+    eval_interval: int = flag(None, "steps between evaluations and saves (default: max_iters / 10)")
+    eval_tokens: int = flag(None, "characters of each split that it sees (default: by max_iters)")
     learning_rate: float = flag(1e-3, "the highest, after the warm-up; falls to 0 at max_iters")
     warmup_iters: int = flag(100, "steps in which the learning rate rises")
     weight_decay: float = flag(0.1, "pull of the weight matrices towards zero (AdamW)")
@@ -98,9 +98,9 @@ def require(condition, message):
 def find_data(path=None):
     """The text to learn from: `path`, or else the fetched or the built-in one beside this file."""
     here = Path(__file__).resolve().parent
-    for text in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
-        if Path(text).exists():
-            return Path(text)
+    for file in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
+        if Path(file).exists():
+            return Path(file)
     raise UserError(f"there is no text {path or 'here'}: give one with --data FILE")
 
 
@@ -111,9 +111,10 @@ def encode(text, itos):
     """
     unknown = "".join(set(text) - set(itos))
     require(not unknown, f"the character {unknown[:1]!r} is not in the model's vocabulary")
+    # Faster than a loop over the text: translate makes of each character the one whose code is its
+    # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    codes = text.translate(stoi).encode("utf-32-le")  # all characters at once
-    return np.frombuffer(codes, dtype="<i4").copy()
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4").copy()
 
 
 def decode(ids, itos):
@@ -150,7 +151,7 @@ def get_batch(data, step, seed, batch_size, block_size):
 # ---------------------------------------------------------------------------------------------
 # Model: given the characters so far, how likely is each next one? Smallest part first.
 
-def attention(q, k, v, mask, dropout=0.0):
+def attention(q, k, v, mask, dropout=nn.Identity()):
     """softmax(q k^T / sqrt(d) + mask) v, for all heads ("Attention Is All You Need", 3.2.1).
 
     q is (B, H, T, d), k and v are (B, H, S, d), the result is (B, H, T, d). mask (T, S) holds 0
@@ -159,7 +160,7 @@ def attention(q, k, v, mask, dropout=0.0):
     wei = (q * q.size(-1)**-0.5) @ k.transpose(-2, -1)  # (B, H, T, d), (B, H, d, S) -> (B, H, T, S)
     wei += mask  # the future gets the weight exp(-inf) = 0
     wei = F.softmax(wei, dim=-1)
-    wei = F.dropout(wei, dropout)
+    wei = dropout(wei)
     return wei @ v  # (B, H, T, S), (B, H, S, d) -> (B, H, T, d)
 
 
@@ -182,12 +183,11 @@ class MultiHeadAttention(nn.Module):
         # cuts them apart, (B, T, H, d), and the transpose makes of each head a (T, d) matrix.
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, d)
                    for part in self.qkv(x).split(C, dim=-1))
-        if cache is not None:  # it holds the keys and values of the positions before `start`
+        if cache is not None:  # (2, B, H, S, d): keys and values of the positions before `start`
             cache[0, :, :, start:start + T] = k
             cache[1, :, :, start:start + T] = v
             k, v = cache[:, :, :, :start + T]
-        mask = self.mask[start:start + T, :start + T]
-        out = attention(q, k, v, mask, self.dropout.p if self.training else 0.0)
+        out = attention(q, k, v, self.mask[start:start + T, :start + T], self.dropout)
         out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.dropout(self.proj(out))
 
@@ -234,7 +234,7 @@ class GPT(nn.Module):
         self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.depth = config.n_layer  # how many of the blocks are in use (see grow)
+        self.depth = config.n_layer  # so many blocks are in use; the others rest (see grow)
         self.ln_f = nn.LayerNorm(config.n_embd)  # final layer norm
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.token_embedding_table.weight  # tied: one table reads and writes
@@ -249,10 +249,10 @@ class GPT(nn.Module):
         # Positions start as sines and cosines ("Attention Is All You Need", 3.5) and are then
         # learned: neighbours resemble each other from the first step on, and the model finds out
         # much sooner that the characters just before are the ones to look at.
-        c = torch.arange(config.n_embd)
+        c = torch.arange(config.n_embd)  # c // 2 * 2 is 0, 0, 2, 2, ...: a sine and a cosine each
         angles = torch.arange(config.block_size)[:, None] * 10_000 ** -(c // 2 * 2 / config.n_embd)
         table = torch.where(c % 2 == 0, angles.sin(), angles.cos())  # (T, C)
-        self.position_embedding_table.weight.data.copy_(0.02 * math.sqrt(2) * table)
+        self.position_embedding_table.weight.data.copy_(0.02 * math.sqrt(2) * table)  # std 0.02
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx, targets (B, T) integers -> logits (B, T, vocab_size), mean loss in nats (or None).
@@ -293,9 +293,9 @@ class GPT(nn.Module):
             window = torch.cat((window, idx_next), dim=1)
             yield idx_next
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **how):
+    def generate(self, idx, max_new_tokens, *how, **more):
         """Returns idx (B, T) with max_new_tokens sampled tokens appended; see stream."""
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **how)], dim=1)
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, *how, **more)], dim=1)
 
 
 def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
@@ -307,7 +307,8 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     """
     if temperature < 1e-6:  # greedy
         return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
-    logits = (logits.float() - logits.max(dim=-1, keepdim=True).values) / temperature
+    logits = logits.float() - logits.max(dim=-1, keepdim=True).values  # so that none overflows
+    logits = logits / temperature
     if top_k is not None:
         top = logits.topk(min(top_k, logits.size(-1)), dim=-1)
         logits = torch.full_like(logits, float("-inf")).scatter(-1, top.indices, top.values)
@@ -315,7 +316,8 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None:
         likely, order = probs.sort(dim=-1, descending=True)
         before = likely.cumsum(dim=-1) - likely  # the probability of all that are likelier
-        probs = torch.zeros_like(probs).scatter(-1, order, likely.where(before < top_p, 0))
+        likely = likely.where(before < top_p, 0)
+        probs = torch.zeros_like(probs).scatter(-1, order, likely)  # in the old order again
         probs = probs / probs.sum(dim=-1, keepdim=True)
     return probs
 
@@ -325,7 +327,7 @@ def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
     model.eval()
     device = model.lm_head.weight.device
     ids = encode(prompt or ("\n" if "\n" in itos else itos[0]), itos)
-    idx = torch.tensor(ids, device=device).long()[None]  # (1, T)
+    idx = torch.tensor(ids, dtype=torch.long, device=device)[None]  # (1, T)
     generator = torch.Generator(device).manual_seed(seed)
     yield prompt
     for idx_next in model.stream(idx, max_new_tokens, generator=generator, **how):
@@ -335,7 +337,7 @@ def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
 # Training, part by part: how do the weights get there?
 
 def pick_precision(device):
-    """bf16 where this machine multiplies matrices faster in it, else fp32: tried, no list lasts."""
+    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
     def seconds(dtype):
         a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
         b = torch.ones(384, 1536, dtype=dtype, device=device)
@@ -385,7 +387,7 @@ def estimate_loss(model, data, max_tokens):
     model.eval()
     config, device = model.config, model.lm_head.weight.device
     T, n = config.block_size, math.ceil(len(data) / max_tokens)
-    windows = torch.from_numpy(data).unfold(0, T + 1, n * T)  # (number of windows, T+1)
+    windows = torch.from_numpy(data).unfold(0, T + 1, n * T)  # (N, T+1), one from every n * T on
     total = 0.0
     for xy in windows.long().split(32):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -405,12 +407,13 @@ def evaluate(what, model, splits, max_tokens):
 @torch.no_grad()
 def grow(model, optimizer):
     """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
-    # The loss jumps, and is soon lower than it was: what is learned first needs few blocks, which
-    # learn it in a fraction of the time (stacking: Gong et al. 2019, "Efficient Training of BERT
-    # by Progressively Stacking"). The optimizer's memory is copied with the weights.
+    # Until now the other blocks had no gradient, so that nothing changed them. The loss jumps, and
+    # is soon lower than it was: what is learned first needs few blocks, which learn it in a
+    # fraction of the time (stacking: Gong et al. 2019, "Efficient Training of BERT by Progressively
+    # Stacking"). The optimizer's memory of each weight is copied, too.
     n_layer = len(model.blocks)
     for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
-        source = model.blocks[i * model.depth // n_layer]
+        source = model.blocks[i * model.depth // n_layer]  # 2 become 6: 0 0 0 1 1 1
         for p, q in zip(model.blocks[i].parameters(), source.parameters()):
             p.copy_(q)
             optimizer.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
@@ -419,20 +422,22 @@ def grow(model, optimizer):
 
 def steps_that_fit(config, model, optimizer, val_size):
     """How many steps take config.minutes: some are timed on a copy that is thrown away."""
-    start, seconds = time.perf_counter(), []
+    began, seconds = time.perf_counter(), []
     model, optimizer = copy.deepcopy((model, optimizer))
     shape = 2, config.batch_size // WORLD_SIZE, config.block_size
     x, y = torch.randint(model.lm_head.out_features, shape, device=config.device)
     for _ in range(2):  # with few blocks, then with all; the fastest, as other work only slows down
         seconds.append(min(timeit.repeat(
-            lambda: train_step(model, optimizer, x, y, 0.0, config), number=1, repeat=8)))
+            lambda: train_step(model, optimizer, x, y, 0.0, config), number=1, repeat=10)))
         grow(model, optimizer)
-    # Steps are slower than the fastest, and evaluations and samples on the way take time, too. The
-    # last evaluation costs a third of training on as many characters (see finish).
+    left = 60 * config.minutes - (time.perf_counter() - began)
+    # Most steps are slower than the fastest, and evaluations and samples take time, too: 12 %.
     mean = 1.12 * (config.grow_at * seconds[0] + (1 - config.grow_at) * seconds[1])
-    left = 60 * config.minutes - (time.perf_counter() - start)
-    whole = 2 * val_size / x.numel() / WORLD_SIZE * seconds[1] / 3
-    return int(max((left - whole) / mean, left / (mean + seconds[1] / 30), 1))
+    # The last evaluation (see finish) is over 2 * val_size characters, or over 2/20 of those
+    # trained on if that is less. A character costs a third of what it costs in training.
+    last = 2 * val_size / x.numel() * seconds[1] / 3
+    steps = max((left - last) / mean, left / (mean + 2 / 20 * seconds[1] / 3))
+    return max(1, int(steps))
 
 # ---------------------------------------------------------------------------------------------
 # Files: what is kept, and how?
@@ -504,10 +509,19 @@ WORLD_SIZE = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
 
 def highest(number, device):
     """The highest of the numbers that the processes bring here; all of them must come."""
+    if WORLD_SIZE == 1:
+        return number
     number = torch.tensor(number, device=device)
-    if WORLD_SIZE > 1:
-        dist.all_reduce(number, dist.ReduceOp.MAX)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
     return number.item()
+
+
+def spread(model):
+    """The same weights, compiled for a GPU, with gradients from all processes: for steps alone."""
+    net = torch.compile(model) if model.lm_head.weight.is_cuda and find_spec("triton") else model
+    if WORLD_SIZE == 1:
+        return net
+    return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)  # some may rest
 
 
 def show(text, passing=False):
@@ -517,29 +531,39 @@ def show(text, passing=False):
         if RANK == 0:
             print(f"\r{text:<79}" if terminal else text, flush=True,
                   end="" if terminal and passing else "\n")
-    except BrokenPipeError:  # nobody reads on: stop as for SIGTERM, and say so on standard error
+    except BrokenPipeError:  # nobody reads on: save and stop, as for SIGTERM; to standard error
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         signal.raise_signal(signal.SIGTERM)
 
 
 def set_up(config, saved):
-    """Returns model, optimizer, (train_data, val_data), itos and text_hash: new, or as saved."""
+    """Returns model, optimizer, (train_data, val_data), itos, text_hash and progress of a run.
+
+    They are new, or as `saved`, which is what load_checkpoint makes of latest.pt. model.config is
+    config with all decided that it left open.
+    """
     path, out_dir = find_data(config.data), Path(config.out_dir)
     *splits, itos = load_data(path, config.block_size)
     text_hash = hashlib.sha256(b"".join([itos.encode(), *splits])).hexdigest()
-    require(not saved or saved[1]["text_hash"] == text_hash,
-            f"{path} is not the text that the run in {out_dir} was trained on")
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "log.csv").touch()  # from now on the folder is taken
     config = replace(config, precision=config.precision or pick_precision(config.device),
                      data=config.data and str(path.resolve()))
-    torch.manual_seed(config.seed)
-    model = (saved[0] if saved else GPT(config, len(itos))).to(config.device)
-    optimizer = make_optimizer(model, config)
     if saved:
-        optimizer.load_state_dict(saved[1]["optimizer"])
-    elif config.grow_at:
-        model.depth = max(1, config.n_layer // 3)
+        model, checkpoint = saved
+        require(checkpoint["text_hash"] == text_hash,
+                f"{path} is not the text that the run in {out_dir} was trained on")
+        optimizer = make_optimizer(model.to(config.device), config)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        progress = checkpoint["progress"]
+    else:
+        torch.manual_seed(config.seed)
+        model = GPT(config, len(itos)).to(config.device)
+        optimizer = make_optimizer(model, config)
+        if config.grow_at:
+            model.depth = max(1, config.n_layer // 3)
+        header = "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"
+        progress = [0, 0.0, 0.0, math.inf, [header]]  # step, seconds, ...: see train
     show(f"text {path}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
          f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
          f"{config.precision} on {config.device}")
@@ -550,43 +574,37 @@ def set_up(config, saved):
     if model.depth < config.n_layer:
         show(f"{model.depth} of {config.n_layer} blocks train for the first {config.grow_at:.0%} "
              "of the steps")
-    # From here on model.config counts, in which all is decided that config leaves open.
     tokens = steps * config.batch_size * config.block_size
     model.config = replace(config, max_iters=steps,
                            eval_interval=config.eval_interval or math.ceil(steps / 10),
                            eval_tokens=config.eval_tokens or max(1000, tokens // 400))
-    return model, optimizer, splits, itos, text_hash
+    return model, optimizer, splits, itos, text_hash, progress
 
 
 def train(config, saved=None, stopped=()):
-    """Trains a model, keeps it in config.out_dir, and returns the exit status.
-
-    `saved`, what load_checkpoint makes of latest.pt, is gone on with. A signal's number in
-    `stopped` ends the run after the step at hand and saves it.
-    """
-    model, optimizer, splits, itos, text_hash = set_up(config, saved)
-    config, device, out_dir = model.config, config.device, Path(config.out_dir)
-    net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
-    if WORLD_SIZE > 1:
-        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-    step, seconds, grad_norm, best_val_loss, log = saved[1]["progress"] if saved else (
-        0, 0.0, 0.0, math.inf, ["step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"])
-    tokens, grow_step = config.batch_size * config.block_size, config.grow_at * config.max_iters
+    """Trains a model until it is finished or a signal is in `stopped`; returns the exit status."""
+    model, optimizer, splits, itos, text_hash, progress = set_up(config, saved)
+    config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
+    net = spread(model)
+    step, seconds, grad_norm, best_val_loss, log = progress
+    step_tokens = config.batch_size * config.block_size
+    grow_step = int(config.grow_at * config.max_iters)
     sample_at = status_at = pace = 0.0
 
     def save():
         write_file(out_dir / "log.csv", "\n".join(log + [""]).encode())
-        save_checkpoint(out_dir / "latest.pt", model, itos, optimizer=optimizer.state_dict(),
-                        text_hash=text_hash,
-                        progress=[step, seconds, grad_norm, best_val_loss, log])
+        progress = [step, seconds, grad_norm, best_val_loss, log]
+        save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress, text_hash=text_hash,
+                        optimizer=optimizer.state_dict())
 
     while True:
         # Now and then: how good is the model, on text it learns from and on text it never saw?
+        # (A resumed run may begin where it was evaluated.)
         due = step % config.eval_interval == 0 or step == config.max_iters
         if RANK == 0 and due and not log[-1].startswith(f"{step},"):
             losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
-            log.append(f"{step},{step * tokens},{seconds:.2f},{losses[0]:.6f},{losses[1]:.6f},"
-                       f"{get_lr(step, config):.6g},{grad_norm:.6g}")
+            log.append(f"{step},{step * step_tokens},{seconds:.2f},{losses[0]:.6f},"
+                       f"{losses[1]:.6f},{get_lr(step, config):.6g},{grad_norm:.6g}")
             if losses[1] < best_val_loss:
                 best_val_loss = losses[1]
                 save_checkpoint(out_dir / "model.pt", model, itos)
@@ -596,30 +614,31 @@ def train(config, saved=None, stopped=()):
             show(f"what it writes after {step} steps:\n{text}\n")
             write_file(out_dir / "sample.txt", text.encode())
             sample_at = time.perf_counter() + (45 if step else 8)
-        if highest(len(stopped), device) or step == config.max_iters:
+        # Is it over, or is any of the processes to stop? Then all do. Is it time to grow?
+        if step == config.max_iters or highest(len(stopped), device):
             if RANK == 0:
                 save()
             return finish(model, splits, step, log, stopped)
-        if model.depth < config.n_layer and step >= int(grow_step):
+        if model.depth < config.n_layer and step >= grow_step:
             grow(model, optimizer)
             show(f"step {step}: the model grows to {config.n_layer} blocks")
 
         # One step. Seeded like this, its batch and its dropout depend on (seed, step) alone.
-        start = time.perf_counter()
+        began = time.perf_counter()
         torch.manual_seed(config.seed + step * WORLD_SIZE + RANK)
         x, y = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
         x, y = x[RANK::WORLD_SIZE].to(device), y[RANK::WORLD_SIZE].to(device)
         loss, grad_norm = train_step(net, optimizer, x, y, get_lr(step, config), config)
-        step, took = step + 1, time.perf_counter() - start
+        step, took = step + 1, time.perf_counter() - began
         seconds += took
 
-        # How far is it, and how long will it take? A step takes as long as its blocks together.
+        # How long will it take? pace is the time of a block in a step, averaged over some steps.
         pace += (took / model.depth - pace) * (0.02 if pace else 1)
         if time.perf_counter() > status_at:
-            blocks = config.n_layer * (config.max_iters - step)
-            blocks -= (config.n_layer - model.depth) * max(0, int(grow_step) - step)
-            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {tokens / took:,.0f} "
-                 f"tokens/s | {timedelta(seconds=round(pace * blocks))} left", passing=True)
+            fewer = (config.n_layer - model.depth) * max(0, grow_step - step)
+            left = pace * (config.n_layer * (config.max_iters - step) - fewer)
+            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
+                 f"tokens/s | {timedelta(seconds=round(left))} left", passing=True)
             status_at = time.perf_counter() + (0.5 if sys.stdout and sys.stdout.isatty() else 30)
 
 
@@ -636,7 +655,9 @@ def finish(model, splits, step, log, stopped):
         evaluate("the best model", best, splits, max(1000, tokens // 20))
         show(f"finished after step {step} (to train on: --resume --max-iters MORE); let it write:\n"
              f"    python transformer.py --out-dir {shlex.quote(config.out_dir)} --prompt ''")
-    return 128 + (stopped or [signal.SIGTERM])[0] if stopped or step < config.max_iters else 0
+    if stopped or step < config.max_iters:  # under torchrun another process may have been told
+        return 128 + (stopped[0] if stopped else signal.SIGTERM)
+    return 0
 
 # ---------------------------------------------------------------------------------------------
 # The command line: what did the user ask for, and does it make sense?
@@ -649,14 +670,14 @@ def check(config, given):
     """Raises UserError for the first of the flags given that makes no sense."""
     writing = "prompt" in given or "prompt_file" in given
     for name, value in given.items():
-        flag, low = "--" + name.replace("_", "-"), 0 if name in MAY_BE_0 else 1e-9
+        option, low = "--" + name.replace("_", "-"), 0 if name in MAY_BE_0 else 1e-9
         high = {"dropout": 0.99, "grow_at": 0.99, "beta2": 0.999999, "top_p": 1}.get(name, 1e9)
-        require(value != "" or name == "prompt", f"{flag} is empty")
+        require(value != "" or name == "prompt", f"{option} is empty")
         require(type(value) not in (int, float) or low <= value <= high,
-                f"{flag} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
-        require(writing or name not in WRITING, f"{flag} is for writing: add --prompt TEXT")
+                f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
+        require(writing or name not in WRITING, f"{option} is for writing: add --prompt TEXT")
         require(not writing or name in [*WRITING, "out_dir", "device", "seed"],
-                f"{flag} is for training: the saved model has its own")
+                f"{option} is for training: the saved model has its own")
     require(not {"minutes", "max_iters"} <= given.keys(), "give --minutes or --max-iters, not both")
     require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
     require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
@@ -681,16 +702,17 @@ def let_it_write(config):
         print("\n" * (i + 1 < config.num_samples), flush=True)
 
 
-def start(config, given):
+def launch(config, given):
     """Starts a new run, or goes on with a saved one; returns the exit status."""
     out_dir, saved, stopped = Path(config.out_dir), None, []
     if config.resume:
-        saved = load_checkpoint(out_dir / "latest.pt")
-        require("progress" in saved[1], f"{out_dir / 'latest.pt'} is no run to go on with")
-        for name in given.keys() - {"data", "out_dir", "device", "max_iters", "resume"}:
-            was = getattr(saved[0].config, name)
+        model, checkpoint = saved = load_checkpoint(out_dir / "latest.pt")
+        require("progress" in checkpoint, f"{out_dir / 'latest.pt'} is no run to go on with")
+        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
+        for name in given.keys() - may_differ:
+            was = getattr(model.config, name)
             require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
-        config = replace(saved[0].config, **{**given, "device": config.device})
+        config = replace(model.config, **{**given, "device": config.device})
     elif out_dir.exists() and any(out_dir.iterdir()):
         require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
                 "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
@@ -698,7 +720,7 @@ def start(config, given):
     def stop(number, frame):
         stopped.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends it at once
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():  # others may not catch signals
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
     if WORLD_SIZE > 1:
@@ -714,25 +736,28 @@ def start(config, given):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        "transformer.py", argparse.SUPPRESS, __doc__, f"defaults on a GPU: {CUDA_DEFAULTS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        prog="transformer.py", description=__doc__, epilog=f"defaults on a GPU: {CUDA_DEFAULTS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        usage=argparse.SUPPRESS)  # so that an error is one line
     for f in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
         help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
                             **{**kind, **f.metadata, "help": help})
-    fail, no_text = parser.error, "--prompt: expected one argument"
-    parser.error = lambda text: fail(text + " (--prompt=-x for -x)" * text.endswith(no_text))
+    fail, missing = parser.error, "--prompt: expected one argument"
+    parser.error = lambda text: fail(text + " (--prompt=-x for -x)" * text.endswith(missing))
     given = vars(parser.parse_args(argv))
-    gpu = given.get("device", DEVICES[0]) == "cuda" and "minutes" not in given
-    config = Config(**{**(CUDA_DEFAULTS if gpu else {}), **given})
+    cuda = given.get("device", DEVICES[0]) == "cuda"
+    config = Config(**{**(CUDA_DEFAULTS if cuda else {}), **given})
+    if "minutes" in given:
+        config.max_iters = given.get("max_iters")  # not the number for a GPU
     if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:
         check(config, given)
         if "prompt" in given or "prompt_file" in given:
             return let_it_write(config)
-        return start(config, given)
+        return launch(config, given)
     except BrokenPipeError:  # whoever reads the text has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

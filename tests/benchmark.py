@@ -107,13 +107,17 @@ def generation(it, sequences, tokens, device):
 
 
 LOAD = """
-import resource, sys, time
+import re, resource, sys, time
 sys.path.insert(0, {root!r})
 import transformer
-unit = 1 if sys.platform == "darwin" else 1024
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+def peak():  # in bytes
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status") as file:  # getrusage may give the parent's
+        return 1024 * int(re.search(r"VmHWM:\\s+([0-9]+)", file.read())[1])
+before, start = peak(), time.perf_counter()
 transformer.load_data({path!r}, 256)
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+print(time.perf_counter() - start, peak() - before)
 """
 
 

@@ -133,9 +133,3 @@ def test_always_a_distribution(logits, temperature, top_k, top_p):
     assert (probs >= 0).all() and probs.sum().item() == pytest.approx(1, abs=1e-5)
     assert (probs > 0).sum() <= top_k
     assert logits[0, probs.argmax()] >= logits.max() - 1e-4  # of several likeliest, up to rounding, any may stay
-
-
-def test_rows_of_a_batch_are_independent():
-    both = torch.cat([LOGITS, LOGITS.flip(1)])
-    probs = next_token_probs(both, 0.9, 3, 0.8)
-    torch.testing.assert_close(probs[0], probs[1].flip(0))
