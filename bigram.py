@@ -43,7 +43,7 @@ def encode(text, itos):
     # Faster than a loop over the text: translate makes of each character the one whose code is its
     # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4").copy()
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
 
 
 def decode(ids, itos):
@@ -119,7 +119,7 @@ def train(path, device, seed, max_iters):
     model = BigramLanguageModel(C).to(device)
     table = model.token_embedding_table.weight.data  # (C, C), all that is trained
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    texts = [torch.from_numpy(data).long().to(device) for data in splits]
+    texts = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
 
     start = shown = time.perf_counter()
     for step in range(1, max_iters + 1):

@@ -114,7 +114,7 @@ def encode(text, itos):
     # Faster than a loop over the text: translate makes of each character the one whose code is its
     # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4").copy()
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
 
 
 def decode(ids, itos):
@@ -387,9 +387,10 @@ def estimate_loss(model, data, max_tokens):
     model.eval()
     config, device = model.config, model.lm_head.weight.device
     T, n = config.block_size, math.ceil(len(data) / max_tokens)
-    windows = torch.from_numpy(data).unfold(0, T + 1, n * T)  # (N, T+1), one from every n * T on
+    windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T]  # (N, T+1)
     total = 0.0
-    for xy in windows.long().split(32):
+    for i in range(0, len(windows), 32):
+        xy = torch.from_numpy(windows[i:i + 32].astype(np.int64))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             _, loss = model(xy[:, :-1].to(device), xy[:, 1:].to(device))
         total += loss.item() * len(xy)
