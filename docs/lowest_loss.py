@@ -83,7 +83,7 @@ def main(argv):
         windows = torch.cat((x, y[:, -1:]), dim=1).tolist()
         itos, names = text["itos"], text["names"]
         renamed = "".join(rename(transformer.decode(w, itos), names, itos, rng) for w in windows)
-        windows = torch.from_numpy(transformer.encode(renamed, itos)).long().view(batch_size, block_size + 1)
+        windows = torch.tensor(transformer.encode(renamed, itos)).long().view(batch_size, block_size + 1)
         return misread(windows[:, :-1], rng), windows[:, 1:]
 
     transformer.load_data, transformer.get_batch = load_and_find_names, changed_batch

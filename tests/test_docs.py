@@ -1,5 +1,6 @@
 """What the pages in docs/ and the README say about the scripts is there."""
 import re
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from conftest import ROOT, TINY_FLAGS
 import bigram
 import transformer
 
-PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md", "docs/training.md"]
+GUIDE, EXERCISES = ((ROOT / "docs" / name).read_text("utf-8") for name in ("guide.md", "exercises.md"))
+PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md", "docs/training.md", "docs/inside.md"]
 
 
 def is_there(name):
@@ -18,14 +20,6 @@ def is_there(name):
         if thing is not None:
             return True
     return name in transformer.Config.__dataclass_fields__
-
-
-def test_the_guide_names_functions_and_classes_that_exist():
-    names = re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)`", (ROOT / "docs/guide.md").read_text("utf-8"))
-    names = [name for name in names if not name.endswith(".py")]
-    assert len(names) > 20
-    assert [name for name in names if not is_there(name)] == []
-    assert not is_there("GPT.no_such_method") and not is_there("no_such_function")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -42,9 +36,50 @@ def test_every_flag_in_the_readme_exists():
     assert flags - known - set(re.findall(r'"(--[a-z-]+)"', source)) == {"--help", "--nproc_per_node"}
 
 
+# The guide: its names, its snippets, and what it tells the reader to try
+
+def test_the_guides_snippets_run_and_its_names_exist():
+    names = {}
+    head, check = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    exec(head + check, names)
+    with pytest.raises(AssertionError):  # and it does compare
+        exec(check.replace("third *", "(2 - third) *"), names)
+    quoted, = re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL)
+    source = (ROOT / "transformer.py").read_text("utf-8")
+    assert [line for line in quoted.splitlines() if line.strip() not in source and line != "..."] == []
+    spoken_of = re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)`", GUIDE)
+    assert [name for name in spoken_of if not (is_there(name) or name in names or name.endswith(".py"))] == []
+    assert len(spoken_of) > 20 and not is_there("GPT.no_such_method") and not is_there("no_such_function")
+
+
+EDITS = [(old, new) for new, old in re.findall(r"`([^`]+)`\sfor\s`([^`]+)`", GUIDE)]
+EDITS += [(old, "") for old in re.findall(r"delete\s`([^`]+)`", GUIDE)] + [("wei += mask", "")]  # that one: exercise 8
+
+
+@pytest.mark.parametrize("old, new", EDITS)
+def test_what_is_to_be_changed_on_the_page_trains_and_writes(old, new, tmp_path, text_file, monkeypatch):
+    page = (ROOT / "transformer.py").read_text("utf-8")
+    assert len(EDITS) == 12 and page.count(old) == 1
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no picture, which would take longest
+    names = {"__name__": "edited", "__file__": str(ROOT / "transformer.py")}
+    exec(page.replace(old, new), names)
+    flags = ["--data", str(text_file), "--out-dir", str(tmp_path / "out"), *TINY_FLAGS, "--max-iters", "2"]
+    assert names["main"](flags) == 0 and len((tmp_path / "out/sample.txt").read_text("utf-8")) == 200
+
+
+def test_every_flag_in_the_guide_and_the_exercises_exists():
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", GUIDE + EXERCISES))
+    assert len(flags) > 15 and all(is_there(flag.replace("-", "_")) for flag in flags)
+
+
 # The exercises' checks, each with a solution that must pass and one that must not
 
 SOLUTIONS = {
+    "The loss before training": ("""
+import math
+def untrained_loss(vocab_size):
+    return -math.log(1 / vocab_size)
+""", "log(", "log2("),
     "Count the parameters": ("""
 def parameters(V, L, C, T):
     return V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
@@ -53,25 +88,29 @@ def parameters(V, L, C, T):
 import torch
 def average_loop(x):
     out = torch.empty_like(x)
-    for b in range(x.size(0)):
-        for t in range(x.size(1)):
-            out[b, t] = x[b, :t + 1].mean(dim=0)
+    for t in range(x.size(1)):
+        out[:, t] = x[:, :t + 1].mean(dim=1)
     return out
 def average_matrix(x):
     wei = torch.tril(torch.ones(x.size(1), x.size(1)))
     return (wei / wei.sum(dim=1, keepdim=True)) @ x
 def average_softmax(x):
-    wei = torch.zeros(x.size(1), x.size(1)).masked_fill(torch.ones(x.size(1), x.size(1)).triu(1) == 1, float("-inf"))
-    return wei.softmax(dim=1) @ x
+    return torch.full((x.size(1), x.size(1)), float("-inf")).triu(1).softmax(dim=1) @ x
 """, "triu(1)", "triu(2)"),
+    "The likeliest next characters": ("""
+import torch, transformer
+def likeliest(model, itos, text, k):
+    logits, _ = model(torch.tensor(transformer.encode(text, itos)).long()[None])
+    probs, ids = logits[0, -1].softmax(dim=-1).topk(k)
+    return [(itos[i], p) for i, p in zip(ids.tolist(), probs.tolist())]
+""", "logits[0, -1]", "logits[0, 0]"),
     "Attention without matrix products": ("""
 import math, torch
 def loop_attention(q, k, v):
     out = torch.zeros_like(q)
     for i in range(len(q)):
         weights = [math.exp(sum(a * b for a, b in zip(q[i], k[j])) / len(q[i])**0.5) for j in range(i + 1)]
-        for j in range(i + 1):
-            out[i] += weights[j] / sum(weights) * v[j]
+        out[i] = sum(weight / sum(weights) * v[j] for j, weight in enumerate(weights))
     return out
 """, "**0.5", "**0.4"),
     "Why the scores are scaled": ("""
@@ -93,20 +132,18 @@ def temperature_for(logits, p):
     "Look into the future": ("""
 import torch
 def leaks(model):
-    idx = torch.zeros(1, 8, dtype=torch.long)
-    changed = idx.clone()
+    idx, changed = torch.zeros(2, 1, 8, dtype=torch.long)
     changed[0, -1] = 1
     return not torch.allclose(model(idx)[0][:, :-1], model(changed)[0][:, :-1])
 """, "return not", "return"),
     "A batch that does not fit": ("""
 import torch
 def accumulated_gradients(model, x, y, parts):
-    total = [torch.zeros_like(p) for p in model.parameters()]
+    model.zero_grad()
     for some_x, some_y in zip(x.chunk(parts), y.chunk(parts)):
         loss = model(some_x, some_y)[1] / parts
-        for sum_, part in zip(total, torch.autograd.grad(loss, list(model.parameters()))):
-            sum_ += part
-    return total
+        loss.backward()  # adds to the gradients that are there
+    return [p.grad for p in model.parameters()]
 """, " / parts", ""),
     "Another schedule": ("""
 import math
@@ -124,66 +161,47 @@ def rotate(x, start):
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), dim=-1)
 """, "a * angles.sin() + b * angles.cos()", "a * angles.cos() + b * angles.sin()"),
+    "Your weights in Hugging Face's GPT-2": ("""
+import transformers
+def to_hugging_face(model):
+    c, vocab_size = model.config, model.lm_head.out_features
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head))
+    names = {"token_embedding_table": "wte", "position_embedding_table": "wpe", "blocks": "h", "ln1": "ln_1",
+             "ln2": "ln_2", "sa.qkv": "attn.c_attn", "sa.proj": "attn.c_proj",
+             "ffwd.net.0": "mlp.c_fc", "ffwd.net.2": "mlp.c_proj"}
+    for name, p in model.named_parameters():
+        for ours, new in names.items():
+            name = name.replace(ours, new)
+        theirs.transformer.get_parameter(name).data = p.data.t() if ".c_" in name else p.data
+    return theirs
+""", '"ln1": "ln_1"', '"ln1": "ln_2"'),
+    "Find the head that looks one character back": ("""
+import torch, transformer
+def previous_weights(model, idx):
+    attention, means = transformer.attention, []
+    def watched(q, k, v, mask, *dropout):
+        weights = attention(q, k, torch.eye(k.size(2)).expand(*k.shape[:3], -1), mask)
+        means.append(weights.diagonal(-1, 2, 3).mean(dim=(0, 2)))
+        return attention(q, k, v, mask, *dropout)
+    transformer.attention = watched
+    with torch.no_grad():
+        model(idx)
+    transformer.attention = attention
+    return torch.stack(means)
+""", "diagonal(-1", "diagonal(-2"),
 }
 
 
 @pytest.mark.parametrize("title", SOLUTIONS)
 def test_the_checks_of_the_exercises_tell_right_from_wrong(title):
-    text = (ROOT / "docs/exercises.md").read_text("utf-8")
-    check, = re.findall(r"## \d+\. " + title + r"\n(?:(?!\n##).)*?```python\n(.*?)```", text, re.DOTALL)
+    assert re.findall(r"## \d+\. (.*)", EXERCISES) == list(SOLUTIONS)
+    exercise, = re.findall(r"## \d+\. " + title + r"\n((?:(?!\n## ).)*)", EXERCISES, re.DOTALL)
+    check, = re.findall(r"```python\n(.*?)```", exercise, re.DOTALL)
     solution, right, wrong = SOLUTIONS[title]
-    assert right in solution
+    assert right in solution and all(part in exercise for part in (" minutes", "test_docs.py", "<summary>Hint"))
+    if "import transformers" in solution:
+        pytest.importorskip("transformers")
     exec(solution + check, {})
     with pytest.raises(AssertionError):
         exec(solution.replace(right, wrong) + check, {})
-
-
-# The snippets of docs/training.md, each at a size for a test
-
-def snippet(heading):
-    text = (ROOT / "docs/training.md").read_text("utf-8")
-    code, = re.findall(r"## " + heading + r"\n(?:(?!\n## )[\s\S])*?```python\n(.*?)```", text, re.DOTALL)
-    return code
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["head", "head_ffwd", "head_ffwd_residual"])
-def test_the_variants_train_and_write(name, folder, text_file, monkeypatch):
-    monkeypatch.setattr(transformer.Block, "forward", transformer.Block.forward)  # to have them back afterwards
-    monkeypatch.setattr(transformer.GPT, "spelled_out", transformer.GPT.spelled_out)
-    monkeypatch.setattr("sys.argv", ["variant.py", name, "--data", str(text_file), *TINY_FLAGS, "--max-iters", "3"])
-    with pytest.raises(SystemExit) as exit:
-        exec(snippet("From bigram to GPT in numbers"), {})
-    assert exit.value.code == 0
-    model, checkpoint = transformer.load_checkpoint(folder / "out" / name / "model.pt")
-    x = torch.randn(1, 3, 16)
-    block = model.blocks[0]
-    parts = {"head": block.sa(x), "head_ffwd": block.ffwd(block.sa(x)),
-             "head_ffwd_residual": x + block.sa(x) + block.ffwd(x + block.sa(x))}
-    torch.testing.assert_close(block(x), parts[name])
-
-
-def test_the_gradients_are_drawn(folder, text_file, capsys):
-    code = snippet("Gradient flow").replace("n_embd=192, max_iters=1001", "n_embd=24, max_iters=3, block_size=16, "
-                                            f"data={str(text_file)!r}").replace("(0, 100, 1000)", "(0, 1, 2)")
-    exec(code, {})
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" loss")[0] for line in lines] == [f"{kind} {step}" for kind in ("as it is", "naive") for step in range(3)]
-    assert lines[0].split(": ")[1] != lines[3].split(": ")[1] and (folder / "gradients.png").exists()
-
-
-def test_the_scaling_is_drawn(folder, capsys):
-    for n_embd in (8, 16, 24, 32, 64):  # the losses follow a power law up to the last, which does not
-        model = transformer.GPT(transformer.Config(n_layer=1, n_head=1, n_embd=n_embd, block_size=8), 5)
-        size = sum(p.numel() for p in model.parameters())
-        val_loss = 5 * size**-0.125 if n_embd < 64 else 3
-        (folder / f"out/size{n_embd}").mkdir(parents=True)
-        transformer.save_checkpoint(folder / f"out/size{n_embd}/model.pt", model, "abcde")
-        (folder / f"out/size{n_embd}/log.csv").write_text(f"step,tokens,seconds,...\n1,2,3,{val_loss - 0.1},{val_loss},0,0\n")
-    exec(snippet("Scaling"), {})
-    assert "5.00 x parameters^-0.125" in capsys.readouterr().out and (folder / "scaling.png").exists()
