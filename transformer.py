@@ -401,7 +401,8 @@ def evaluate(what, model, splits, max_tokens):
     """Shows the losses of the model on both splits, and returns them."""
     n = min(max_tokens, len(splits[1]))
     losses = [estimate_loss(model, data, n) for data in splits]
-    show(f"{what}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f} (on {n:,} characters)")
+    show(f"{what}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f} "
+         f"(on up to {n:,} characters)")
     return losses
 
 
