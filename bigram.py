@@ -40,8 +40,8 @@ def find_data(path=None):
 
 def encode(text, itos):
     """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary."""
-    # Faster than a loop over the text: translate makes of each character the one whose code is its
-    # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
+    # Faster than a loop: translate makes of each character the one whose code is its integer, and
+    # in UTF-32 these codes stand one after the other, 4 bytes each.
     stoi = {ord(c): i for i, c in enumerate(itos)}
     return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
 
@@ -51,10 +51,7 @@ def decode(ids, itos):
 
 
 def load_data(path, block_size):
-    """Reads a text: (train_data, val_data, itos), integers and the string of distinct characters.
-
-    Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
-    """
+    """Reads a text: (train_data, val_data, itos), integers and the string of distinct characters."""
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
     if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
@@ -121,7 +118,7 @@ def train(path, device, seed, max_iters):
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     texts = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
 
-    start = shown = time.perf_counter()
+    began = shown = time.perf_counter()
     for step in range(1, max_iters + 1):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - (step - 1) / max_iters)
         xb, yb = get_batch(splits[0], step, seed, batch_size, block_size)
@@ -134,11 +131,11 @@ def train(path, device, seed, max_iters):
             print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
         elif time.perf_counter() - shown > 4:  # a large table takes its time
             shown = time.perf_counter()
-            left = (shown - start) / step * (max_iters - step)
+            left = (shown - began) / step * (max_iters - step)
             print(f"step {step}, about {left:.0f} s left", flush=True)
 
-    # Counting the pairs makes such a table, too, without any training: the logarithms of counts are
-    # logits, as softmax gives their shares. (One is added to each, for pairs not seen here.)
+    # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
+    # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
     pairs = texts[0][:-1] * C + texts[0][1:]
     counts = torch.bincount(pairs, minlength=C * C).view(C, C) + 1
     losses = [exact_loss(counts.log(), text) for text in texts]
@@ -164,14 +161,15 @@ def main(argv=None):
         train(find_data(args.data), args.device, args.seed, args.max_iters)
     except BrokenPipeError:  # whoever reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnicodeDecodeError as error:
+        parser.error(f"{args.data or 'the text'} is not UTF-8 text: see byte {error.start}; "
+                     "save it as UTF-8, or unpack it")
     except UserError as error:
         parser.error(str(error))
-    except UnicodeDecodeError as error:
-        parser.error(f"not UTF-8 text: see byte {error.start}; save it as UTF-8, or unpack it")
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "memory" not in str(error):
+        if "memory" not in repr(error).lower():
             raise
         parser.error("out of memory: the table has a row and a column for each distinct character")
 

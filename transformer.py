@@ -23,7 +23,6 @@ import time
 import timeit
 import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,10 +104,7 @@ def find_data(path=None):
 
 
 def encode(text, itos):
-    """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary.
-
-    Raises UserError for a character that the vocabulary lacks.
-    """
+    """Text to integers, (len(text),) int32: places in itos. UserError: a character is not there."""
     unknown = "".join(set(text) - set(itos))
     require(not unknown, f"the character {unknown[:1]!r} is not in the model's vocabulary")
     # Faster than a loop over the text: translate makes of each character the one whose code is its
@@ -123,10 +119,9 @@ def decode(ids, itos):
 
 
 def load_data(path, block_size):
-    """Reads a UTF-8 text and returns (train_data, val_data, itos): integers, and the vocabulary.
+    """Reads a text: (train_data, val_data, itos), integers and the string of distinct characters.
 
-    itos is a string: the distinct characters, sorted. Raises OSError, UnicodeDecodeError, and
-    UserError if the validation part would not hold block_size characters and the one after.
+    Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
     """
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
@@ -140,10 +135,7 @@ def load_data(path, block_size):
 
 
 def get_batch(data, step, seed, batch_size, block_size):
-    """Random windows x and the same windows one character later y, both (B, T).
-
-    They depend on (seed, step) alone, so any batch can be had again without those before it.
-    """
+    """Windows x at random places, by (seed, step) alone, and y, one character later: (B, T)."""
     starts = np.random.default_rng((seed, step)).integers(len(data) - block_size, size=batch_size)
     windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)]).long()  # (B, T+1)
     return windows[:, :-1], windows[:, 1:]
@@ -154,8 +146,7 @@ def get_batch(data, step, seed, batch_size, block_size):
 def attention(q, k, v, mask, dropout=nn.Identity()):
     """softmax(q k^T / sqrt(d) + mask) v, for all heads ("Attention Is All You Need", 3.2.1).
 
-    q is (B, H, T, d), k and v are (B, H, S, d), the result is (B, H, T, d). mask (T, S) holds 0
-    where a position may look and -inf where it may not.
+    q (B, H, T, d), k and v (B, H, S, d) -> (B, H, T, d); mask (T, S) is 0, or -inf: do not look.
     """
     wei = (q * q.size(-1)**-0.5) @ k.transpose(-2, -1)  # (B, H, T, d), (B, H, d, S) -> (B, H, T, S)
     wei += mask  # the future gets the weight exp(-inf) = 0
@@ -306,20 +297,16 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     (nucleus sampling, Holtzman et al. 2020, section 3.1).
     """
     if temperature < 1e-6:  # greedy
-        return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
-    logits = logits.float() - logits.max(dim=-1, keepdim=True).values  # so that none overflows
-    logits = logits / temperature
+        temperature, top_k = 1.0, 1
+    likely, order = F.softmax(logits.float() / temperature, dim=-1).sort(dim=-1, descending=True)
     if top_k is not None:
-        top = logits.topk(min(top_k, logits.size(-1)), dim=-1)
-        logits = torch.full_like(logits, float("-inf")).scatter(-1, top.indices, top.values)
-    probs = F.softmax(logits, dim=-1)
+        likely[:, top_k:] = 0
     if top_p is not None:
-        likely, order = probs.sort(dim=-1, descending=True)
+        likely = likely / likely.sum(dim=-1, keepdim=True)
         before = likely.cumsum(dim=-1) - likely  # the probability of all that are likelier
         likely = likely.where(before < top_p, 0)
-        probs = torch.zeros_like(probs).scatter(-1, order, likely)  # in the old order again
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    return probs
+    probs = torch.zeros_like(likely).scatter(-1, order, likely)  # in the old order again
+    return probs / probs.sum(dim=-1, keepdim=True)
 
 
 def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
@@ -335,16 +322,6 @@ def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
 
 # ---------------------------------------------------------------------------------------------
 # Training, part by part: how do the weights get there?
-
-def pick_precision(device):
-    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
-    def seconds(dtype):
-        a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
-        b = torch.ones(384, 1536, dtype=dtype, device=device)
-        return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
-    faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
-    return "bf16" if faster else "fp32"
-
 
 def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0."""
@@ -362,10 +339,7 @@ def make_optimizer(model, config):
 
 
 def train_step(net, optimizer, x, y, lr, config):
-    """A small move of all weights against the gradient of the loss on a batch, x and y (B, T).
-
-    Returns the loss and the gradient's length. Raises UserError if that is no finite number.
-    """
+    """Learns from a batch x, y (B, T). Returns the loss, in nats, and the gradient's length."""
     net.train()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits, loss = net(x, y)
@@ -390,10 +364,9 @@ def estimate_loss(model, data, max_tokens):
     windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T]  # (N, T+1)
     total = 0.0
     for i in range(0, len(windows), 32):
-        xy = torch.from_numpy(windows[i:i + 32].astype(np.int64))
+        xy = torch.from_numpy(windows[i:i + 32].astype(np.int64)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            _, loss = model(xy[:, :-1].to(device), xy[:, 1:].to(device))
-        total += loss.item() * len(xy)
+            total += model(xy[:, :-1], xy[:, 1:])[1].item() * len(xy)
     return total / len(windows)
 
 
@@ -422,24 +395,29 @@ def grow(model, optimizer):
     model.depth = n_layer
 
 
-def steps_that_fit(config, model, optimizer, val_size):
+def pick_precision(device):
+    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
+    def seconds(dtype):
+        a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
+        b = torch.ones(384, 1536, dtype=dtype, device=device)
+        return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
+    faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
+    return "bf16" if faster else "fp32"
+
+
+def steps_that_fit(config, model, optimizer):
     """How many steps take config.minutes: some are timed on a copy that is thrown away."""
     began, seconds = time.perf_counter(), []
     model, optimizer = copy.deepcopy((model, optimizer))
     shape = 2, config.batch_size // WORLD_SIZE, config.block_size
     x, y = torch.randint(model.lm_head.out_features, shape, device=config.device)
-    for _ in range(2):  # with few blocks, then with all; the fastest, as other work only slows down
+    for _ in range(2):  # with few blocks, then with all
         seconds.append(min(timeit.repeat(
             lambda: train_step(model, optimizer, x, y, 0.0, config), number=1, repeat=10)))
         grow(model, optimizer)
+    mean = config.grow_at * seconds[0] + (1 - config.grow_at) * seconds[1]
     left = 60 * config.minutes - (time.perf_counter() - began)
-    # Most steps are slower than the fastest, and evaluations and samples take time, too: 12 %.
-    mean = 1.12 * (config.grow_at * seconds[0] + (1 - config.grow_at) * seconds[1])
-    # The last evaluation (see finish) is over 2 * val_size characters, or over 2/20 of those
-    # trained on if that is less. A character costs a third of what it costs in training.
-    last = 2 * val_size / x.numel() * seconds[1] / 3
-    steps = max((left - last) / mean, left / (mean + 2 / 20 * seconds[1] / 3))
-    return max(1, int(steps))
+    return max(1, int(left / (1.16 * mean)))  # 16 % are for slower steps, evaluations and samples
 
 # ---------------------------------------------------------------------------------------------
 # Files: what is kept, and how?
@@ -485,125 +463,126 @@ def load_checkpoint(path):
 
 
 def draw_log(path, log):
-    """Draws the lines of log.csv, if there is matplotlib to draw with."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return show(f"for a picture of the losses, {path}: pip install matplotlib, then --resume")
-    rows, file = np.genfromtxt(log, delimiter=",", names=True), io.BytesIO()
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.subplots(3, sharex=True, height_ratios=(3, 1, 1))[[0, 0, 1, 2]]
-    for ax, name in zip(axes, ("train_loss", "val_loss", "learning_rate", "grad_norm")):
+    """Draws the losses in log.csv, if there is matplotlib to draw with."""
+    if find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+    rows, figure, file = np.genfromtxt(log, delimiter=",", names=True), Figure(), io.BytesIO()
+    ax = figure.subplots()
+    for name in "train_loss", "val_loss":
         ax.plot(rows["tokens"], rows[name], ".-", label=name)
-        ax.legend()
     ax.set_xlabel("characters trained on")
-    figure.savefig(file, format="png", dpi=120)
+    ax.legend(loc="upper right")
+    figure.savefig(file, dpi=150)
     write_file(path, file.getbuffer())
 
 # ---------------------------------------------------------------------------------------------
 # Training, all together
 
 # torchrun starts several processes and tells each its number; the first alone prints and saves.
-TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
-RANK = int(os.environ["RANK"]) if TORCHRUN else 0
-WORLD_SIZE = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
+TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+RANK, WORLD_SIZE = int(TORCHRUN.get("RANK", 0)), int(TORCHRUN.get("WORLD_SIZE", 1))
 
 
 def highest(number, device):
     """The highest of the numbers that the processes bring here; all of them must come."""
-    if WORLD_SIZE == 1:
-        return number
     number = torch.tensor(number, device=device)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    if WORLD_SIZE > 1:
+        dist.all_reduce(number, dist.ReduceOp.MAX)
     return number.item()
 
 
 def spread(model):
-    """The same weights, compiled for a GPU, with gradients from all processes: for steps alone."""
+    """The same weights, compiled on a GPU, with gradients averaged over all processes: to train."""
     net = torch.compile(model) if model.lm_head.weight.is_cuda and find_spec("triton") else model
-    if WORLD_SIZE == 1:
-        return net
-    return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)  # some may rest
+    if WORLD_SIZE > 1:
+        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)  # some may rest
+    return net
 
 
-def show(text, passing=False):
-    """Prints a line; on a terminal, the next one takes the place of a passing one."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
+def show(text):
+    """Prints a line. If nobody reads on, that counts as SIGTERM: the run is saved and stops."""
     try:
         if RANK == 0:
-            print(f"\r{text:<79}" if terminal else text, flush=True,
-                  end="" if terminal and passing else "\n")
-    except BrokenPipeError:  # nobody reads on: save and stop, as for SIGTERM; to standard error
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+            print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is still to be said goes there
         signal.raise_signal(signal.SIGTERM)
 
 
-def set_up(config, saved):
+def set_up(config, given):
     """Returns model, optimizer, (train_data, val_data), itos, text_hash and progress of a run.
 
-    They are new, or as `saved`, which is what load_checkpoint makes of latest.pt. model.config is
-    config with all decided that it left open.
+    They are new, or with config.resume as latest.pt holds them.
     """
-    path, out_dir = find_data(config.data), Path(config.out_dir)
+    out_dir = Path(config.out_dir)
+    if config.resume:
+        model, saved = load_checkpoint(out_dir / "latest.pt")
+        require("progress" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
+        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
+        for name in given.keys() - may_differ:
+            was = getattr(model.config, name)
+            require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
+        config = replace(model.config, **{**given, "device": config.device})
+    elif RANK == 0 and out_dir.exists() and any(out_dir.iterdir()):
+        require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
+                "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
+    path = find_data(config.data)
     *splits, itos = load_data(path, config.block_size)
     text_hash = hashlib.sha256(b"".join([itos.encode(), *splits])).hexdigest()
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "log.csv").touch()  # from now on the folder is taken
-    config = replace(config, precision=config.precision or pick_precision(config.device),
-                     data=config.data and str(path.resolve()))
-    if saved:
-        model, checkpoint = saved
-        require(checkpoint["text_hash"] == text_hash,
+    if config.resume:
+        require(saved["text_hash"] == text_hash,
                 f"{path} is not the text that the run in {out_dir} was trained on")
-        optimizer = make_optimizer(model.to(config.device), config)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        progress = checkpoint["progress"]
+        progress = saved["progress"]
     else:
+        config.precision = config.precision or pick_precision(config.device)
         torch.manual_seed(config.seed)
-        model = GPT(config, len(itos)).to(config.device)
-        optimizer = make_optimizer(model, config)
-        if config.grow_at:
-            model.depth = max(1, config.n_layer // 3)
+        model = GPT(config, len(itos))
+        model.depth = max(1, config.n_layer // 3) if config.grow_at else config.n_layer
         header = "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"
         progress = [0, 0.0, 0.0, math.inf, [header]]  # step, seconds, ...: see train
+    optimizer = make_optimizer(model.to(config.device), config)
+    if config.resume:
+        optimizer.load_state_dict(saved["optimizer"])
     show(f"text {path}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
          f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
          f"{config.precision} on {config.device}")
     steps = config.max_iters
     if steps is None:
-        steps = highest(steps_that_fit(config, model, optimizer, len(splits[1])), config.device)
+        steps = highest(steps_that_fit(config, model, optimizer), config.device)
         show(f"{steps} steps fit into {config.minutes:g} min: --max-iters {steps} repeats this run")
     if model.depth < config.n_layer:
         show(f"{model.depth} of {config.n_layer} blocks train for the first {config.grow_at:.0%} "
              "of the steps")
     tokens = steps * config.batch_size * config.block_size
-    model.config = replace(config, max_iters=steps,
+    model.config = replace(config, data=config.data and str(path.resolve()), max_iters=steps,
                            eval_interval=config.eval_interval or math.ceil(steps / 10),
                            eval_tokens=config.eval_tokens or max(1000, tokens // 400))
     return model, optimizer, splits, itos, text_hash, progress
 
 
-def train(config, saved=None, stopped=()):
-    """Trains a model until it is finished or a signal is in `stopped`; returns the exit status."""
-    model, optimizer, splits, itos, text_hash, progress = set_up(config, saved)
+def train(config, given, stopped):
+    """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
+    model, optimizer, splits, itos, text_hash, progress = set_up(config, given)
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    net = spread(model)
     step, seconds, grad_norm, best_val_loss, log = progress
     step_tokens = config.batch_size * config.block_size
     grow_step = int(config.grow_at * config.max_iters)
     sample_at = status_at = pace = 0.0
+    net = spread(model)
 
     def save():
         write_file(out_dir / "log.csv", "\n".join(log + [""]).encode())
-        progress = [step, seconds, grad_norm, best_val_loss, log]
-        save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress, text_hash=text_hash,
+        save_checkpoint(out_dir / "latest.pt", model, itos, text_hash=text_hash,
+                        progress=[step, seconds, grad_norm, best_val_loss, log],
                         optimizer=optimizer.state_dict())
 
     while True:
         # Now and then: how good is the model, on text it learns from and on text it never saw?
-        # (A resumed run may begin where it was evaluated.)
         due = step % config.eval_interval == 0 or step == config.max_iters
-        if RANK == 0 and due and not log[-1].startswith(f"{step},"):
+        if RANK == 0 and due and not log[-1].startswith(f"{step},"):  # or was it just resumed?
             losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
             log.append(f"{step},{step * step_tokens},{seconds:.2f},{losses[0]:.6f},"
                        f"{losses[1]:.6f},{get_lr(step, config):.6g},{grad_norm:.6g}")
@@ -618,9 +597,7 @@ def train(config, saved=None, stopped=()):
             sample_at = time.perf_counter() + (45 if step else 8)
         # Is it over, or is any of the processes to stop? Then all do. Is it time to grow?
         if step == config.max_iters or highest(len(stopped), device):
-            if RANK == 0:
-                save()
-            return finish(model, splits, step, log, stopped)
+            break
         if model.depth < config.n_layer and step >= grow_step:
             grow(model, optimizer)
             show(f"step {step}: the model grows to {config.n_layer} blocks")
@@ -640,26 +617,25 @@ def train(config, saved=None, stopped=()):
             fewer = (config.n_layer - model.depth) * max(0, grow_step - step)
             left = pace * (config.n_layer * (config.max_iters - step) - fewer)
             show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
-                 f"tokens/s | {timedelta(seconds=round(left))} left", passing=True)
-            status_at = time.perf_counter() + (0.5 if sys.stdout and sys.stdout.isatty() else 30)
+                 f"tokens/s | {left / 60:.1f} min left")
+            status_at = time.perf_counter() + 10
 
-
-def finish(model, splits, step, log, stopped):
-    """Says what a run has come to and how to go on; returns the exit status."""
-    config, out_dir = model.config, Path(model.config.out_dir)
     if RANK == 0:
-        draw_log(out_dir / "loss.png", log)
+        save()
+        finish(model, splits, step, log)
+
+
+def finish(model, splits, step, log):
+    """Draws what a run has come to, says it, and how to go on."""
+    config, out_dir = model.config, Path(model.config.out_dir)
+    draw_log(out_dir / "loss.png", log)
     if step < config.max_iters:
-        show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
-    elif RANK == 0:
-        best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
-        tokens = step * config.batch_size * config.block_size
-        evaluate("the best model", best, splits, max(1000, tokens // 20))
-        show(f"finished after step {step} (to train on: --resume --max-iters MORE); let it write:\n"
-             f"    python transformer.py --out-dir {shlex.quote(config.out_dir)} --prompt ''")
-    if stopped or step < config.max_iters:  # under torchrun another process may have been told
-        return 128 + (stopped[0] if stopped else signal.SIGTERM)
-    return 0
+        return show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
+    best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
+    tokens = step * config.batch_size * config.block_size
+    evaluate("the best model", best, splits, max(1000, tokens // 20))
+    show(f"finished after step {step} (to train on: --resume --max-iters MORE); let it write:\n"
+         f"    python transformer.py --out-dir {shlex.quote(config.out_dir)} --prompt ''")
 
 # ---------------------------------------------------------------------------------------------
 # The command line: what did the user ask for, and does it make sense?
@@ -705,19 +681,8 @@ def let_it_write(config):
 
 
 def launch(config, given):
-    """Starts a new run, or goes on with a saved one; returns the exit status."""
-    out_dir, saved, stopped = Path(config.out_dir), None, []
-    if config.resume:
-        model, checkpoint = saved = load_checkpoint(out_dir / "latest.pt")
-        require("progress" in checkpoint, f"{out_dir / 'latest.pt'} is no run to go on with")
-        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
-        for name in given.keys() - may_differ:
-            was = getattr(model.config, name)
-            require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
-        config = replace(model.config, **{**given, "device": config.device})
-    elif out_dir.exists() and any(out_dir.iterdir()):
-        require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
-                "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
+    """Trains a new model or a saved one, until it is finished or to stop; returns exit status."""
+    stopped = []
 
     def stop(number, frame):
         stopped.append(number)
@@ -729,11 +694,11 @@ def launch(config, given):
         dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    status = train(config, saved, stopped)
+    train(config, given, stopped)
     if WORLD_SIZE > 1:
         dist.barrier()  # a process that leaves while others are at work may abort
         dist.destroy_process_group()
-    return status
+    return 128 + stopped[0] if stopped else 0
 
 
 def main(argv=None):
@@ -767,11 +732,12 @@ def main(argv=None):
     except UserError as error:
         parser.error(str(error))
     except UnicodeDecodeError as error:
-        parser.error(f"not UTF-8 text: see byte {error.start}; save it as UTF-8, or unpack it")
+        parser.error(f"{config.prompt_file or config.data or 'the text'} is not UTF-8 text: "
+                     f"see byte {error.start}; save it as UTF-8, or unpack it")
     except OSError as error:
         parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if "memory" not in repr(error).lower():
             raise
         parser.error("out of memory: try a smaller --batch-size or model")
 

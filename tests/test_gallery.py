@@ -74,7 +74,7 @@ def test_links_and_pictures_of_the_inside_are_there():
 # docs/training.md
 
 def test_it_writes_on_the_way_and_that_changes_nothing(folder, text_file, monkeypatch, capsys):
-    def steps_that_fit(config, model, optimizer, val_size):  # a step that is only timed is not counted
+    def steps_that_fit(config, model, optimizer):  # a step that is only timed is not counted
         model, optimizer = copy.deepcopy((model, optimizer))
         x = torch.zeros(4, 16, dtype=torch.long)
         transformer.train_step(model, optimizer, x, x, 0.0, config)

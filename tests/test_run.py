@@ -79,7 +79,7 @@ def test_a_run_leaves_a_model_a_log_and_a_sample(trained):
     for part in ("4,000 characters", "2 layers, 7,", "fp32 on cpu", "1 of 2 blocks train for the first 85%",
                  "\nstep 1 of 30 | loss ", "\nstep 25: the model grows to 2 blocks\n", "(on up to 400 characters)"):
         assert part in printed
-    assert "--prompt" in printed.splitlines()[-1] and "\r" not in printed  # a file is no terminal
+    assert "--prompt" in printed.splitlines()[-1]
 
 
 def test_the_log_holds_the_losses_of_the_saved_model(trained):
@@ -150,15 +150,13 @@ def test_it_writes_between_evaluations_and_that_changes_nothing(trained, tmp_pat
     assert printed.count("\n\n") > 5 and printed.count("| loss ") > 5
 
 
-def test_a_run_is_drawn_or_says_how_to_draw_it(trained, tmp_path):
+def test_a_run_is_drawn_where_there_is_matplotlib(trained, tmp_path):
     from matplotlib.image import imread
     picture = imread(trained[0] / "loss.png")
     assert picture.shape == (720, 960, 4) and (picture[:, :, :3].min(axis=(1, 2)) < 0.9).mean() > 0.5  # more than white
     done = train(tmp_path / "run", trained[1])
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.count("pip install matplotlib") == 1 and not (tmp_path / "run" / "loss.png").exists()
-    done = fork("--resume", "--data", trained[1], "--out-dir", tmp_path / "run", picture=True)
-    assert done.returncode == 0 and "pip install" not in done.stdout
+    assert done.returncode == 0 and done.stderr == "" and not (tmp_path / "run" / "loss.png").exists()
+    assert fork("--resume", "--data", trained[1], "--out-dir", tmp_path / "run", picture=True).returncode == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES  # nothing half-written is left
 
 
@@ -167,23 +165,6 @@ def test_a_text_of_one_character_only(tmp_path):
     done = train(tmp_path / "run", tmp_path / "text.txt")
     assert done.returncode == 0 and "val loss 0.0000" in done.stdout
     assert write(tmp_path / "run", "--prompt", "a", "--max-new-tokens", 5).stdout == "aaaaaa\n"
-
-
-def test_on_a_terminal_the_status_line_is_rewritten(trained, tmp_path):
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    args = ["--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS, "--eval-interval", 30]
-    done = subprocess.Popen([sys.executable, str(ROOT / "transformer.py"), *map(str, args)], stdout=theirs,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-    os.close(theirs)
-    printed = b""
-    try:
-        while piece := os.read(ours, 10_000):
-            printed += piece
-    except OSError:  # how a terminal ends
-        pass
-    assert done.wait() == 0
-    assert b"\rstep 1 of 30 | loss " in printed and b"tokens/s" in printed and b"left" in printed
 
 
 def test_a_field_added_to_config_is_a_flag(trained, tmp_path, monkeypatch, capsys):
@@ -217,7 +198,7 @@ def test_writing_needs_no_text_and_prints_only_the_text(trained, tmp_path):
 def test_it_writes_what_generate_generates(trained):
     model, checkpoint = transformer.load_checkpoint(trained[0] / "model.pt")
     itos = checkpoint["itos"]
-    idx = torch.from_numpy(transformer.encode("line 4", itos)).long()[None]
+    idx = torch.tensor(transformer.encode("line 4", itos)).long()[None]
     out = model.eval().generate(idx, 60, 0.8, top_k=5, top_p=0.9, generator=torch.Generator().manual_seed(2))
     done = write(trained[0], "--prompt", "line 4", "--max-new-tokens", 60, "--temperature", 0.8, "--top-k", 5, "--top-p", 0.9,
                  "--seed", 2)
@@ -492,7 +473,7 @@ BAD = [
     ("--data .", "directory"),
     ("--data unreadable.txt", "unreadable.txt: Permission denied"),
     ("--data empty.txt", "161"), ("--data short.txt", "161"),  # how long a text must be for windows of 16
-    ("--data binary.txt", "byte 3; save it as UTF-8, or unpack it"),
+    ("--data binary.txt", "binary.txt is not UTF-8 text: see byte 3; save it as UTF-8, or unpack it"),
     ("--n-embd 15", "--n-embd must be a multiple of --n-head"),
     ("--precision fp8", "--precision"), ("--device abacus", "abacus"), ("--unknown 1", "--unknown"),
     ("--out-dir text.txt", "text.txt: Not a directory"),
