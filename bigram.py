@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 batch_size = 128     # how many windows of text in one step
-block_size = 8       # characters in a window; a bigram looks at one, more make larger batches
+block_size = 8       # characters in a window; a bigram needs only one, more make larger batches
 learning_rate = 0.1  # at the first step; falls to 0 in a straight line
 eval_interval = 400  # steps between two lines of losses
 
@@ -40,8 +40,8 @@ def find_data(path=None):
 
 def encode(text, itos):
     """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary."""
-    # Faster than a loop: translate makes of each character the one whose code is its integer, and
-    # in UTF-32 these codes stand one after the other, 4 bytes each.
+    # Faster than a loop over the text: translate replaces each character by the one whose code
+    # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
     return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
 
@@ -136,7 +136,7 @@ def train(path, device, seed, max_iters):
 
     # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
     # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
-    pairs = texts[0][:-1] * C + texts[0][1:]
+    pairs = texts[0][:-1] * C + texts[0][1:]  # each pair as one integer
     counts = torch.bincount(pairs, minlength=C * C).view(C, C) + 1
     losses = [exact_loss(counts.log(), text) for text in texts]
     print("counted instead: train loss {:.4f}, val loss {:.4f}\n".format(*losses))
@@ -147,7 +147,8 @@ def train(path, device, seed, max_iters):
 def main(argv=None):
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     devices = ["cuda"] * cuda + ["cpu"] + ["mps"] * mps
-    parser = argparse.ArgumentParser("bigram.py", argparse.SUPPRESS, __doc__.split("\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="bigram.py", description=__doc__.split("\n")[1], usage=argparse.SUPPRESS)
     parser.add_argument("--data", help="UTF-8 text to learn from")
     parser.add_argument("--device", choices=devices, default=devices[0])
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same run")

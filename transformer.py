@@ -40,7 +40,7 @@ DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
 
 
 def flag(default, help, **more):
-    return field(default=default, metadata={"help": help, **more})  # keywords of add_argument
+    return field(default=default, metadata={"help": help, **more})  # what add_argument takes
 
 
 @dataclass
@@ -60,9 +60,9 @@ class Config:
     batch_size: int = flag(4, "windows of block_size characters in a step")
     max_iters: int = flag(None, "training steps (default: as many as fit into the minutes)")
     minutes: float = flag(20.0, "how long the run takes, where max_iters is not given")
-    grow_at: float = flag(0.85, "fraction of the steps with a third of the blocks; 0: always all")
+    grow_at: float = flag(0.85, "fraction of the steps that train a third of the blocks; 0: none")
     eval_interval: int = flag(None, "steps between evaluations and saves (default: max_iters / 10)")
-    eval_tokens: int = flag(None, "characters of each split that it sees (default: by max_iters)")
+    eval_tokens: int = flag(None, "characters of each split used for one (default: by max_iters)")
     learning_rate: float = flag(1e-3, "the highest, after the warm-up; falls to 0 at max_iters")
     warmup_iters: int = flag(100, "steps in which the learning rate rises")
     weight_decay: float = flag(0.1, "pull of the weight matrices towards zero (AdamW)")
@@ -74,7 +74,7 @@ class Config:
     prompt: str = flag(None, "write instead of training: how the text begins")
     prompt_file: str = flag(None, "a file with the text's beginning")
     max_new_tokens: int = flag(500, "characters to add")
-    temperature: float = flag(1.0, "0 takes the likeliest character, more dares more")
+    temperature: float = flag(1.0, "0 takes the likeliest character; higher is more random")
     top_k: int = flag(None, "choose among the k likeliest characters")
     top_p: float = flag(None, "choose among the likeliest that together have this probability")
     num_samples: int = flag(1, "how many texts")
@@ -107,8 +107,8 @@ def encode(text, itos):
     """Text to integers, (len(text),) int32: places in itos. UserError: a character is not there."""
     unknown = "".join(set(text) - set(itos))
     require(not unknown, f"the character {unknown[:1]!r} is not in the model's vocabulary")
-    # Faster than a loop over the text: translate makes of each character the one whose code is its
-    # integer, and in UTF-32 these codes stand one after the other, 4 bytes each.
+    # Faster than a loop over the text: translate replaces each character by the one whose code
+    # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
     return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
 
@@ -125,7 +125,8 @@ def load_data(path, block_size):
     """
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
-    require(min(nuls) or max(nuls) < 2 + len(text) / 50, f"{path} is UTF-16: save it as UTF-8")
+    if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
+        raise UserError(f"{path} is UTF-16: save it as UTF-8")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
@@ -171,7 +172,7 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape
         # A Head of the lecture has query(x), key(x) and value(x), each (B, T, d). Here one linear
         # layer computes those of all heads side by side, (B, T, H * d), with H * d = C. The view
-        # cuts them apart, (B, T, H, d), and the transpose makes of each head a (T, d) matrix.
+        # cuts them apart, (B, T, H, d), and the transpose turns each head into a (T, d) matrix.
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, d)
                    for part in self.qkv(x).split(C, dim=-1))
         if cache is not None:  # (2, B, H, S, d): keys and values of the positions before `start`
@@ -225,7 +226,7 @@ class GPT(nn.Module):
         self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.depth = config.n_layer  # so many blocks are in use; the others rest (see grow)
+        self.depth = config.n_layer  # how many blocks are in use; the others rest (see grow)
         self.ln_f = nn.LayerNorm(config.n_embd)  # final layer norm
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.token_embedding_table.weight  # tied: one table reads and writes
@@ -268,11 +269,11 @@ class GPT(nn.Module):
         """Yields max_new_tokens times the next tokens (B, 1), sampled after idx (B, T).
 
         When the window of block_size positions is full, its later half moves to position 0 and is
-        computed anew; every other token costs one position's work. Call eval() first.
+        computed anew; all other tokens cost one position's work each. Call eval() first.
         """
-        c, (B, T) = self.config, idx.shape
+        c = self.config
         cache = self.lm_head.weight.new_empty(  # the keys and values of positions before `start`
-            c.n_layer, 2, B, c.n_head, c.block_size, c.n_embd // c.n_head)
+            c.n_layer, 2, len(idx), c.n_head, c.block_size, c.n_embd // c.n_head)
         window, start = idx[:, -c.block_size:], 0  # the window is what the model sees
         for _ in range(max_new_tokens):
             if window.size(1) > c.block_size:
@@ -284,9 +285,9 @@ class GPT(nn.Module):
             window = torch.cat((window, idx_next), dim=1)
             yield idx_next
 
-    def generate(self, idx, max_new_tokens, *how, **more):
+    def generate(self, idx, max_new_tokens, *args, **kwargs):
         """Returns idx (B, T) with max_new_tokens sampled tokens appended; see stream."""
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, *how, **more)], dim=1)
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, *args, **kwargs)], dim=1)
 
 
 def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
@@ -321,7 +322,7 @@ def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
         yield decode(idx_next[0], itos)
 
 # ---------------------------------------------------------------------------------------------
-# Training, part by part: how do the weights get there?
+# Training, part by part: how are the weights learned?
 
 def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0."""
@@ -382,10 +383,10 @@ def evaluate(what, model, splits, max_tokens):
 @torch.no_grad()
 def grow(model, optimizer):
     """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
-    # Until now the other blocks had no gradient, so that nothing changed them. The loss jumps, and
-    # is soon lower than it was: what is learned first needs few blocks, which learn it in a
-    # fraction of the time (stacking: Gong et al. 2019, "Efficient Training of BERT by Progressively
-    # Stacking"). The optimizer's memory of each weight is copied, too.
+    # What is learned first needs few blocks, which learn it in a fraction of the time (stacking:
+    # Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks
+    # had no gradient until now, so nothing changed them. The loss jumps, and is soon lower than it
+    # was. The optimizer's memory of each weight is copied, too.
     n_layer = len(model.blocks)
     for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
         source = model.blocks[i * model.depth // n_layer]  # 2 become 6: 0 0 0 1 1 1
@@ -393,31 +394,6 @@ def grow(model, optimizer):
             p.copy_(q)
             optimizer.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
     model.depth = n_layer
-
-
-def pick_precision(device):
-    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
-    def seconds(dtype):
-        a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
-        b = torch.ones(384, 1536, dtype=dtype, device=device)
-        return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
-    faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
-    return "bf16" if faster else "fp32"
-
-
-def steps_that_fit(config, model, optimizer):
-    """How many steps take config.minutes: some are timed on a copy that is thrown away."""
-    began, seconds = time.perf_counter(), []
-    model, optimizer = copy.deepcopy((model, optimizer))
-    shape = 2, config.batch_size // WORLD_SIZE, config.block_size
-    x, y = torch.randint(model.lm_head.out_features, shape, device=config.device)
-    for _ in range(2):  # with few blocks, then with all
-        seconds.append(min(timeit.repeat(
-            lambda: train_step(model, optimizer, x, y, 0.0, config), number=1, repeat=10)))
-        grow(model, optimizer)
-    mean = config.grow_at * seconds[0] + (1 - config.grow_at) * seconds[1]
-    left = 60 * config.minutes - (time.perf_counter() - began)
-    return max(1, int(left / (1.16 * mean)))  # 16 % are for slower steps, evaluations and samples
 
 # ---------------------------------------------------------------------------------------------
 # Files: what is kept, and how?
@@ -485,11 +461,39 @@ RANK, WORLD_SIZE = int(TORCHRUN.get("RANK", 0)), int(TORCHRUN.get("WORLD_SIZE", 
 
 
 def highest(number, device):
-    """The highest of the numbers that the processes bring here; all of them must come."""
+    """The highest of the numbers that the processes call this with; every one of them must."""
     number = torch.tensor(number, device=device)
     if WORLD_SIZE > 1:
         dist.all_reduce(number, dist.ReduceOp.MAX)
     return number.item()
+
+
+def pick_precision(device):
+    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
+    def seconds(dtype):
+        a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
+        b = torch.ones(384, 1536, dtype=dtype, device=device)
+        return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
+    faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
+    return "bf16" if faster else "fp32"
+
+
+def steps_that_fit(config, model, optimizer):
+    """How many steps take config.minutes: some are timed on a copy that is thrown away."""
+    began = time.perf_counter()
+    model, optimizer = copy.deepcopy((model, optimizer))
+    x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size, dtype=torch.long)
+    x = x.to(config.device)
+
+    def seconds():
+        return min(timeit.repeat(
+            lambda: train_step(model, optimizer, x, x, 0.0, config), number=1, repeat=10))
+    with_few = seconds()
+    grow(model, optimizer)
+    mean = config.grow_at * with_few + (1 - config.grow_at) * seconds()
+    left = 60 * config.minutes - (time.perf_counter() - began)
+    steps = max(1, int(left / (1.16 * mean)))  # 16 % are for slower steps, evaluations and samples
+    return highest(steps, config.device)
 
 
 def spread(model):
@@ -511,19 +515,18 @@ def show(text):
 
 
 def set_up(config, given):
-    """Returns model, optimizer, (train_data, val_data), itos, text_hash and progress of a run.
-
-    They are new, or with config.resume as latest.pt holds them.
-    """
+    """Returns model, optimizer, [train_data, val_data], itos, progress: new, or from latest.pt."""
     out_dir = Path(config.out_dir)
     if config.resume:
         model, saved = load_checkpoint(out_dir / "latest.pt")
-        require("progress" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
+        progress = saved.get("progress")
+        require(type(progress) is dict, f"{out_dir / 'latest.pt'} is no run to go on with")
         may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
         for name in given.keys() - may_differ:
             was = getattr(model.config, name)
             require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
-        config = replace(model.config, **{**given, "device": config.device})
+        here = {"out_dir": config.out_dir, "device": config.device}
+        config = replace(model.config, **{**given, **here})
     elif RANK == 0 and out_dir.exists() and any(out_dir.iterdir()):
         require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
                 "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
@@ -533,56 +536,58 @@ def set_up(config, given):
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "log.csv").touch()  # from now on the folder is taken
     if config.resume:
-        require(saved["text_hash"] == text_hash,
+        require(progress["text_hash"] == text_hash,
                 f"{path} is not the text that the run in {out_dir} was trained on")
-        progress = saved["progress"]
     else:
         config.precision = config.precision or pick_precision(config.device)
         torch.manual_seed(config.seed)
         model = GPT(config, len(itos))
         model.depth = max(1, config.n_layer // 3) if config.grow_at else config.n_layer
         header = "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"
-        progress = [0, 0.0, 0.0, math.inf, [header]]  # step, seconds, ...: see train
+        progress = {"step": 0, "seconds": 0.0, "grad_norm": 0.0, "best_val_loss": math.inf,
+                    "log": [header], "text_hash": text_hash}
     optimizer = make_optimizer(model.to(config.device), config)
     if config.resume:
         optimizer.load_state_dict(saved["optimizer"])
     show(f"text {path}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
          f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
          f"{config.precision} on {config.device}")
-    steps = config.max_iters
-    if steps is None:
-        steps = highest(steps_that_fit(config, model, optimizer), config.device)
-        show(f"{steps} steps fit into {config.minutes:g} min: --max-iters {steps} repeats this run")
+    if config.max_iters is None:
+        config.max_iters = steps_that_fit(config, model, optimizer)
+        show(f"{config.max_iters} steps fit into {config.minutes:g} min "
+             f"(--max-iters {config.max_iters} --precision {config.precision} repeats this run)")
     if model.depth < config.n_layer:
         show(f"{model.depth} of {config.n_layer} blocks train for the first {config.grow_at:.0%} "
              "of the steps")
-    tokens = steps * config.batch_size * config.block_size
-    model.config = replace(config, data=config.data and str(path.resolve()), max_iters=steps,
-                           eval_interval=config.eval_interval or math.ceil(steps / 10),
-                           eval_tokens=config.eval_tokens or max(1000, tokens // 400))
-    return model, optimizer, splits, itos, text_hash, progress
+    tokens = config.max_iters * config.batch_size * config.block_size
+    config.eval_interval = config.eval_interval or math.ceil(config.max_iters / 10)
+    config.eval_tokens = config.eval_tokens or max(1000, tokens // 400)
+    config.data = config.data and str(path.resolve())
+    model.config = config
+    return model, optimizer, splits, itos, progress
 
 
 def train(config, given, stopped):
     """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
-    model, optimizer, splits, itos, text_hash, progress = set_up(config, given)
+    model, optimizer, splits, itos, progress = set_up(config, given)
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    step, seconds, grad_norm, best_val_loss, log = progress
+    step, seconds, grad_norm, best_val_loss, log, _ = progress.values()
     step_tokens = config.batch_size * config.block_size
     grow_step = int(config.grow_at * config.max_iters)
-    sample_at = status_at = pace = 0.0
+    sample_at = status_at = block_seconds = 0.0
     net = spread(model)
 
     def save():
         write_file(out_dir / "log.csv", "\n".join(log + [""]).encode())
-        save_checkpoint(out_dir / "latest.pt", model, itos, text_hash=text_hash,
-                        progress=[step, seconds, grad_norm, best_val_loss, log],
+        progress.update(step=step, seconds=seconds, grad_norm=grad_norm,
+                        best_val_loss=best_val_loss)
+        save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress,
                         optimizer=optimizer.state_dict())
 
     while True:
         # Now and then: how good is the model, on text it learns from and on text it never saw?
-        due = step % config.eval_interval == 0 or step == config.max_iters
-        if RANK == 0 and due and not log[-1].startswith(f"{step},"):  # or was it just resumed?
+        due = step % config.eval_interval == 0 or step >= config.max_iters
+        if RANK == 0 and due and not log[-1].startswith(f"{step},"):  # it is, if just resumed
             losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
             log.append(f"{step},{step * step_tokens},{seconds:.2f},{losses[0]:.6f},"
                        f"{losses[1]:.6f},{get_lr(step, config):.6g},{grad_norm:.6g}")
@@ -596,8 +601,11 @@ def train(config, given, stopped):
             write_file(out_dir / "sample.txt", text.encode())
             sample_at = time.perf_counter() + (45 if step else 8)
         # Is it over, or is any of the processes to stop? Then all do. Is it time to grow?
-        if step == config.max_iters or highest(len(stopped), device):
-            break
+        if step >= config.max_iters or highest(len(stopped), device):
+            if RANK == 0:
+                save()
+                finish(model, splits, step, log)
+            return
         if model.depth < config.n_layer and step >= grow_step:
             grow(model, optimizer)
             show(f"step {step}: the model grows to {config.n_layer} blocks")
@@ -611,22 +619,18 @@ def train(config, given, stopped):
         step, took = step + 1, time.perf_counter() - began
         seconds += took
 
-        # How long will it take? pace is the time of a block in a step, averaged over some steps.
-        pace += (took / model.depth - pace) * (0.02 if pace else 1)
+        # How long will it take? As long as a block took of late, times the blocks still to come.
+        block_seconds += (took / model.depth - block_seconds) * (0.02 if block_seconds else 1)
         if time.perf_counter() > status_at:
-            fewer = (config.n_layer - model.depth) * max(0, grow_step - step)
-            left = pace * (config.n_layer * (config.max_iters - step) - fewer)
+            blocks = (config.n_layer * (config.max_iters - step)
+                      - (config.n_layer - model.depth) * max(0, grow_step - step))
             show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
-                 f"tokens/s | {left / 60:.1f} min left")
+                 f"tokens/s | {block_seconds * blocks / 60:.1f} min left")
             status_at = time.perf_counter() + 10
-
-    if RANK == 0:
-        save()
-        finish(model, splits, step, log)
 
 
 def finish(model, splits, step, log):
-    """Draws what a run has come to, says it, and how to go on."""
+    """Draws the losses, and says what a run has come to and how to go on."""
     config, out_dir = model.config, Path(model.config.out_dir)
     draw_log(out_dir / "loss.png", log)
     if step < config.max_iters:
@@ -671,7 +675,7 @@ def let_it_write(config):
     prompt = Path(file).read_text(encoding="utf-8-sig") if file else config.prompt
     prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
     require("\\n" not in prompt or "\\" in checkpoint["itos"],
-            "for a new line in the prompt: --prompt $'A\\nB' (bash) or --prompt-file FILE")
+            "\\n is no new line here, but this is: --prompt $'A\\nB' (bash) or --prompt-file FILE")
     for i in range(config.num_samples):
         for piece in sample(model, checkpoint["itos"], prompt, config.max_new_tokens,
                             config.seed + i, temperature=config.temperature, top_k=config.top_k,
@@ -681,7 +685,7 @@ def let_it_write(config):
 
 
 def launch(config, given):
-    """Trains a new model or a saved one, until it is finished or to stop; returns exit status."""
+    """Trains, under torchrun as one of several processes; returns the exit status."""
     stopped = []
 
     def stop(number, frame):
@@ -711,6 +715,7 @@ def main(argv=None):
         help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
                             **{**kind, **f.metadata, "help": help})
+    # A prompt that begins with a dash looks like a flag: say how to give it.
     fail, missing = parser.error, "--prompt: expected one argument"
     parser.error = lambda text: fail(text + " (--prompt=-x for -x)" * text.endswith(missing))
     given = vars(parser.parse_args(argv))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import torch
@@ -106,27 +107,16 @@ def generation(it, sequences, tokens, device):
     return generate
 
 
-LOAD = """
-import re, resource, sys, time
-sys.path.insert(0, {root!r})
-import transformer
-def peak():  # in bytes
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open("/proc/self/status") as file:  # getrusage may give the parent's
-        return 1024 * int(re.search(r"VmHWM:\\s+([0-9]+)", file.read())[1])
-before, start = peak(), time.perf_counter()
-transformer.load_data({path!r}, 256)
-print(time.perf_counter() - start, peak() - before)
-"""
-
-
 def load_text(mb, folder):
-    """Loads a text of so many million bytes in a process of its own: returns (seconds, peak memory in bytes)."""
+    """Loads a text of so many million bytes: returns (seconds, peak memory in bytes)."""
     path, text = Path(folder) / "text.txt", (ROOT / "input.txt").read_bytes()
     path.write_bytes((text * (mb * 1_000_000 // len(text) + 1))[:mb * 1_000_000])
-    done = subprocess.run([sys.executable, "-c", LOAD.format(root=str(ROOT), path=str(path))], check=True, capture_output=True)
-    return map(float, done.stdout.split())
+    took = seconds(lambda: transformer.load_data(path, 256))
+    tracemalloc.start()
+    transformer.load_data(path, 256)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return took, peak
 
 
 def start_up(sizes, device, folder):

@@ -3,7 +3,6 @@ import re
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, TINY_FLAGS
 
 import bigram

@@ -160,13 +160,6 @@ def test_a_run_is_drawn_where_there_is_matplotlib(trained, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES  # nothing half-written is left
 
 
-def test_a_text_of_one_character_only(tmp_path):
-    (tmp_path / "text.txt").write_text("a" * 1000)
-    done = train(tmp_path / "run", tmp_path / "text.txt")
-    assert done.returncode == 0 and "val loss 0.0000" in done.stdout
-    assert write(tmp_path / "run", "--prompt", "a", "--max-new-tokens", 5).stdout == "aaaaaa\n"
-
-
 def test_a_field_added_to_config_is_a_flag(trained, tmp_path, monkeypatch, capsys):
     """Of any type, with a help text or without."""
     added = [("width", int, 3), ("slope", float, transformer.flag(-0.5, "how steep")), ("kind", str, "a"), ("fast", bool, False)]
@@ -299,7 +292,7 @@ def test_kill_9_at_any_moment(trained, tmp_path):
     assert fork("--out-dir", tmp_path / "unbroken", *flags).returncode == 0
     out_dir, rng, kills = tmp_path / "run", random.Random(0), 0
     latest = out_dir / "latest.pt"
-    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"][0] < 40:
+    while not latest.exists() or transformer.load_checkpoint(latest)[1]["progress"]["step"] < 40:
         going = Command("--out-dir", out_dir, *flags, "--resume" if latest.exists() else "--overwrite")
         going.wait_for("text")
         going.process.join(timeout=0.2 * rng.random() + 0.02 * kills)  # longer each time: it gets there
@@ -336,9 +329,13 @@ def test_a_run_can_be_trained_for_longer(trained, tmp_path, monkeypatch):
     done = fork("--resume", "--out-dir", out_dir, cwd=tmp_path)
     assert done.returncode == 0 and "finished after step 30" in done.stdout and "--max-iters" in done.stdout
     assert_same_end(out_dir, trained[0])
-    done = fork("--resume", "--out-dir", out_dir, "--max-iters", 40, cwd=tmp_path)
+    shutil.move(out_dir, tmp_path / "out/transformer")  # and to another place
+    out_dir = tmp_path / "out/transformer"
+    done = fork("--resume", "--max-iters", 40, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in log_of(out_dir)] == ["0", "10", "20", "30", "40"]
+    done = fork("--resume", "--max-iters", 25, cwd=tmp_path)  # it is beyond that
+    assert done.returncode == 0 and "finished after step 40" in done.stdout and len(log_of(out_dir)) == 5
 
 
 def test_resuming_with_other_settings_or_another_text_is_refused(trained, tmp_path):
