@@ -51,7 +51,7 @@ def decode(ids, itos):
 
 
 def load_data(path, block_size):
-    """Reads a text: (train_data, val_data, itos), integers and the string of distinct characters."""
+    """Reads a text: (train_data, val_data, itos), integers and a string, the vocabulary."""
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
     if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:

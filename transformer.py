@@ -39,8 +39,8 @@ CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
 
 
-def flag(default, help, **more):
-    return field(default=default, metadata={"help": help, **more})  # what add_argument takes
+def flag(default, help, low=1e-9, high=1e9, **more):  # limits of a number; more for add_argument
+    return field(default=default, metadata={"help": help, "limits": (low, high), "more": more})
 
 
 @dataclass
@@ -49,24 +49,24 @@ class Config:
     out_dir: str = flag("out/transformer", "folder for the model, log.csv and sample.txt")
     device: str = flag(DEVICES[0], "where to compute", choices=DEVICES)
     precision: str = flag(None, "default: the faster one of the two", choices=("fp32", "bf16"))
-    seed: int = flag(1337, "the same seed on the same machine gives the same run")
+    seed: int = flag(1337, "the same seed on the same machine gives the same run", 0)
     # the model
     n_layer: int = flag(6, "blocks, one after the other")
     n_head: int = flag(6, "attention heads in a block; must divide n_embd")
     n_embd: int = flag(384, "channels: the length of the vector that stands for a character")
     block_size: int = flag(256, "context: how many characters the model sees at once")
-    dropout: float = flag(0.0, "fraction of activations zeroed in training, against overfitting")
+    dropout: float = flag(0.0, "fraction of activations zeroed, against overfitting", 0, 0.99)
     # training it
     batch_size: int = flag(4, "windows of block_size characters in a step")
     max_iters: int = flag(None, "training steps (default: as many as fit into the minutes)")
     minutes: float = flag(20.0, "how long the run takes, where max_iters is not given")
-    grow_at: float = flag(0.85, "fraction of the steps that train a third of the blocks; 0: none")
+    grow_at: float = flag(0.85, "fraction of the steps that train a third of the blocks", 0, 0.99)
     eval_interval: int = flag(None, "steps between evaluations and saves (default: max_iters / 10)")
     eval_tokens: int = flag(None, "characters of each split used for one (default: by max_iters)")
     learning_rate: float = flag(1e-3, "the highest, after the warm-up; falls to 0 at max_iters")
-    warmup_iters: int = flag(100, "steps in which the learning rate rises")
-    weight_decay: float = flag(0.1, "pull of the weight matrices towards zero (AdamW)")
-    beta2: float = flag(0.99, "AdamW's memory for squared gradients; higher is longer")
+    warmup_iters: int = flag(100, "steps in which the learning rate rises", 0)
+    weight_decay: float = flag(0.1, "pull of the weight matrices towards zero (AdamW)", 0)
+    beta2: float = flag(0.99, "AdamW's memory for squared gradients; higher is longer", 0, 0.999999)
     grad_clip: float = flag(1.0, "a gradient longer than this is scaled down to it")
     resume: bool = flag(False, "go on with the run in out_dir; max_iters may be raised")
     overwrite: bool = flag(False, "start anew where out_dir holds a run already")
@@ -74,9 +74,9 @@ class Config:
     prompt: str = flag(None, "write instead of training: how the text begins")
     prompt_file: str = flag(None, "a file with the text's beginning")
     max_new_tokens: int = flag(500, "characters to add")
-    temperature: float = flag(1.0, "0 takes the likeliest character; higher is more random")
+    temperature: float = flag(1.0, "0 takes the likeliest character; higher is more random", 0)
     top_k: int = flag(None, "choose among the k likeliest characters")
-    top_p: float = flag(None, "choose among the likeliest that together have this probability")
+    top_p: float = flag(None, "or the likeliest that together have this probability", high=1)
     num_samples: int = flag(1, "how many texts")
 
 # On a GPU steps are cheap: the text is seen many times, and dropout keeps it from being memorised.
@@ -562,8 +562,7 @@ def set_up(config, given):
     tokens = config.max_iters * config.batch_size * config.block_size
     config.eval_interval = config.eval_interval or math.ceil(config.max_iters / 10)
     config.eval_tokens = config.eval_tokens or max(1000, tokens // 400)
-    config.data = config.data and str(path.resolve())
-    model.config = config
+    config.data, model.config = str(path.resolve()), config
     return model, optimizer, splits, itos, progress
 
 
@@ -645,15 +644,14 @@ def finish(model, splits, step, log):
 # The command line: what did the user ask for, and does it make sense?
 
 WRITING = "prompt", "prompt_file", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p"
-MAY_BE_0 = "seed", "warmup_iters", "dropout", "grow_at", "weight_decay", "beta2", "temperature"
 
 
 def check(config, given):
     """Raises UserError for the first of the flags given that makes no sense."""
     writing = "prompt" in given or "prompt_file" in given
+    limits = {f.name: f.metadata.get("limits", (-math.inf, math.inf)) for f in fields(config)}
     for name, value in given.items():
-        option, low = "--" + name.replace("_", "-"), 0 if name in MAY_BE_0 else 1e-9
-        high = {"dropout": 0.99, "grow_at": 0.99, "beta2": 0.999999, "top_p": 1}.get(name, 1e9)
+        option, (low, high) = "--" + name.replace("_", "-"), limits[name]
         require(value != "" or name == "prompt", f"{option} is empty")
         require(type(value) not in (int, float) or low <= value <= high,
                 f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
@@ -713,8 +711,8 @@ def main(argv=None):
     for f in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
         help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
-                            **{**kind, **f.metadata, "help": help})
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help,
+                            **kind, **f.metadata.get("more", {}))
     # A prompt that begins with a dash looks like a flag: say how to give it.
     fail, missing = parser.error, "--prompt: expected one argument"
     parser.error = lambda text: fail(text + " (--prompt=-x for -x)" * text.endswith(missing))
