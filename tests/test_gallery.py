@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import transformer
 
 PAGES = {name: (ROOT / "docs" / name).read_text("utf-8") for name in ("training.md", "inside.md")}
-TRIED = ["Watch it come alive", "The curves", "From bigram to GPT in numbers",
+TRIED = ["Watch it come alive", "The curves", "From bigram to GPT in numbers", "Gradient flow",
          "Shapes", "What does attention look at?", "What has it learned about letters?"]
 
 
@@ -120,6 +120,16 @@ def test_the_variants_train_and_write(name, folder, text_file, monkeypatch):
     parts = {"head": block.sa(x), "head_ffwd": block.ffwd(block.sa(x)),
              "head_ffwd_residual": x + block.sa(x) + block.ffwd(x + block.sa(x))}
     torch.testing.assert_close(block(x), parts[name])
+
+
+def test_the_gradients_are_drawn(folder, drawn, capsys):
+    code = snippet("Gradient flow").replace("n_embd=192, max_iters=1001", "n_embd=12, block_size=16, max_iters=3")
+    exec(code.replace("(0, 100, 1000)", "(0, 1, 2)"), {})
+    rows = re.findall(r"(\w+)'s start, step (\d), loss ([\d.]+):((?: [\d.e+-]+){7})\n", capsys.readouterr().out)
+    assert [(start, step) for start, step, *_ in rows] == [(s, str(i)) for s in ("GPT", "PyTorch") for i in range(3)]
+    assert float(rows[0][2]) == pytest.approx(np.log(62), abs=0.1) and float(rows[3][2]) > 4.5  # the table is too large
+    for ax in drawn["gradients.png"].axes:
+        assert len(ax.lines) == 3 and all(line.get_ydata().min() > 0 for line in ax.lines)
 
 
 # docs/inside.md
