@@ -43,7 +43,7 @@ def encode(text, itos):
     # Faster than a loop over the text: translate replaces each character by the one whose code
     # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
 
 
 def decode(ids, itos):
@@ -154,8 +154,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same run")
     parser.add_argument("--max-iters", type=int, default=2000, help="training steps")
     args = parser.parse_args(argv)
-    if args.data == "" or args.seed < 0 or args.max_iters < 1:
-        parser.error("--data must not be empty, --seed at least 0, --max-iters at least 1")
+    if args.data == "" or not 0 <= args.seed <= 1e9 or not 1 <= args.max_iters <= 1e9:
+        parser.error("--data must not be empty, --seed 0 to 1e9, --max-iters 1 to 1e9")
     if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:

@@ -39,7 +39,7 @@ CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
 
 
-def flag(default, help, low=1e-9, high=1e9, **more):  # limits of a number; more for add_argument
+def flag(default, help, low=1e-9, high=1e9, **more):  # a number's limits; more: for add_argument
     return field(default=default, metadata={"help": help, "limits": (low, high), "more": more})
 
 
@@ -110,7 +110,7 @@ def encode(text, itos):
     # Faster than a loop over the text: translate replaces each character by the one whose code
     # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le"), dtype="<i4")
+    return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
 
 
 def decode(ids, itos):
@@ -328,7 +328,7 @@ def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0."""
     up = (step + 1) / (config.warmup_iters + 1)
     down = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
-    return config.learning_rate * min(up, down)
+    return config.learning_rate * max(0, min(up, down))
 
 
 def make_optimizer(model, config):
@@ -383,10 +383,10 @@ def evaluate(what, model, splits, max_tokens):
 @torch.no_grad()
 def grow(model, optimizer):
     """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
-    # What is learned first needs few blocks, which learn it in a fraction of the time (stacking:
-    # Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks
-    # had no gradient until now, so nothing changed them. The loss jumps, and is soon lower than it
-    # was. The optimizer's memory of each weight is copied, too.
+    # The first things learned need few blocks, and few blocks train faster (stacking: Gong et al.
+    # 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks had no
+    # gradient until now, so nothing changed them. The loss jumps, and is soon lower than it was.
+    # The optimizer's memory of each weight is copied, too.
     n_layer = len(model.blocks)
     for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
         source = model.blocks[i * model.depth // n_layer]  # 2 become 6: 0 0 0 1 1 1
@@ -399,7 +399,7 @@ def grow(model, optimizer):
 # Files: what is kept, and how?
 
 def write_file(path, data):
-    """Has bytes take the place of the file `path`: whole, or not at all."""
+    """Replaces the file `path` by these bytes: completely, or not at all."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -432,7 +432,7 @@ def load_checkpoint(path):
         model = GPT(config, len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
         model.depth = checkpoint.get("depth", config.n_layer)
-    except Exception:  # there is no end to the ways in which a file can be wrong
+    except Exception:  # a file can be wrong in countless ways
         damaged = True
     require(not damaged, f"{path} is damaged, or not a model of this transformer.py")
     return model, checkpoint
@@ -462,9 +462,10 @@ RANK, WORLD_SIZE = int(TORCHRUN.get("RANK", 0)), int(TORCHRUN.get("WORLD_SIZE", 
 
 def highest(number, device):
     """The highest of the numbers that the processes call this with; every one of them must."""
+    if WORLD_SIZE == 1:
+        return number
     number = torch.tensor(number, device=device)
-    if WORLD_SIZE > 1:
-        dist.all_reduce(number, dist.ReduceOp.MAX)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
     return number.item()
 
 
@@ -475,7 +476,7 @@ def pick_precision(device):
         b = torch.ones(384, 1536, dtype=dtype, device=device)
         return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
     faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
-    return "bf16" if faster else "fp32"
+    return "bf16" if highest(int(faster), device) else "fp32"
 
 
 def steps_that_fit(config, model, optimizer):
@@ -492,8 +493,8 @@ def steps_that_fit(config, model, optimizer):
     grow(model, optimizer)
     mean = config.grow_at * with_few + (1 - config.grow_at) * seconds()
     left = 60 * config.minutes - (time.perf_counter() - began)
-    steps = max(1, int(left / (1.16 * mean)))  # 16 % are for slower steps, evaluations and samples
-    return highest(steps, config.device)
+    steps = max(1, int(left / (1.16 * mean)))  # 16 % extra for slower steps, evaluations, samples
+    return -highest(-steps, config.device)  # the lowest, if there are several processes
 
 
 def spread(model):
@@ -505,7 +506,7 @@ def spread(model):
 
 
 def show(text):
-    """Prints a line. If nobody reads on, that counts as SIGTERM: the run is saved and stops."""
+    """Prints a line. If the reader has closed the pipe, that counts as SIGTERM: save and stop."""
     try:
         if RANK == 0:
             print(text, flush=True)
@@ -530,15 +531,16 @@ def set_up(config, given):
     elif RANK == 0 and out_dir.exists() and any(out_dir.iterdir()):
         require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
                 "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
+    require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
+    require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
+    require(config.batch_size % WORLD_SIZE == 0, f"--batch-size must be a multiple of {WORLD_SIZE}")
     path = find_data(config.data)
     *splits, itos = load_data(path, config.block_size)
     text_hash = hashlib.sha256(b"".join([itos.encode(), *splits])).hexdigest()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "log.csv").touch()  # from now on the folder is taken
-    if config.resume:
-        require(progress["text_hash"] == text_hash,
-                f"{path} is not the text that the run in {out_dir} was trained on")
-    else:
+    if RANK == 0:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "log.csv").touch()  # from now on the folder is taken
+    if not config.resume:
         config.precision = config.precision or pick_precision(config.device)
         torch.manual_seed(config.seed)
         model = GPT(config, len(itos))
@@ -546,6 +548,8 @@ def set_up(config, given):
         header = "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"
         progress = {"step": 0, "seconds": 0.0, "grad_norm": 0.0, "best_val_loss": math.inf,
                     "log": [header], "text_hash": text_hash}
+    require(progress["text_hash"] == text_hash,
+            f"{path} is not the text that the run in {out_dir} was trained on")
     optimizer = make_optimizer(model.to(config.device), config)
     if config.resume:
         optimizer.load_state_dict(saved["optimizer"])
@@ -566,11 +570,10 @@ def set_up(config, given):
     return model, optimizer, splits, itos, progress
 
 
-def train(config, given, stopped):
+def train(model, optimizer, splits, itos, progress, stopped):
     """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
-    model, optimizer, splits, itos, progress = set_up(config, given)
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    step, seconds, grad_norm, best_val_loss, log, _ = progress.values()
+    step, seconds, grad_norm, best_val_loss, log, _ = progress.values()  # _: the text's hash
     step_tokens = config.batch_size * config.block_size
     grow_step = int(config.grow_at * config.max_iters)
     sample_at = status_at = block_seconds = 0.0
@@ -594,7 +597,7 @@ def train(config, given, stopped):
                 best_val_loss = losses[1]
                 save_checkpoint(out_dir / "model.pt", model, itos)
             save()
-        if RANK == 0 and time.perf_counter() > sample_at:
+        if RANK == 0 and (time.perf_counter() > sample_at or step >= config.max_iters):
             text = "".join(sample(model, itos, seed=config.seed))
             show(f"what it writes after {step} steps:\n{text}\n")
             write_file(out_dir / "sample.txt", text.encode())
@@ -619,10 +622,10 @@ def train(config, given, stopped):
         seconds += took
 
         # How long will it take? As long as a block took of late, times the blocks still to come.
-        block_seconds += (took / model.depth - block_seconds) * (0.02 if block_seconds else 1)
+        block_seconds += (took / model.depth - block_seconds) * (0.05 if block_seconds else 1)
         if time.perf_counter() > status_at:
-            blocks = (config.n_layer * (config.max_iters - step)
-                      - (config.n_layer - model.depth) * max(0, grow_step - step))
+            few = max(0, grow_step - step)  # steps
+            blocks = model.depth * few + config.n_layer * (config.max_iters - step - few)
             show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
                  f"tokens/s | {block_seconds * blocks / 60:.1f} min left")
             status_at = time.perf_counter() + 10
@@ -657,11 +660,9 @@ def check(config, given):
                 f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
         require(writing or name not in WRITING, f"{option} is for writing: add --prompt TEXT")
         require(not writing or name in [*WRITING, "out_dir", "device", "seed"],
-                f"{option} is for training: the saved model has its own")
-    require(not {"minutes", "max_iters"} <= given.keys(), "give --minutes or --max-iters, not both")
-    require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
-    require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
-    require(config.batch_size % WORLD_SIZE == 0, f"--batch-size must be a multiple of {WORLD_SIZE}")
+                f"{option} is for training: leave it out when writing")
+    for pair in ("minutes", "max_iters"), ("prompt", "prompt_file"):
+        require(not set(pair) <= given.keys(), "give one of {} and {}, not both".format(*pair))
 
 
 def let_it_write(config):
@@ -696,7 +697,7 @@ def launch(config, given):
         dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    train(config, given, stopped)
+    train(*set_up(config, given), stopped)
     if WORLD_SIZE > 1:
         dist.barrier()  # a process that leaves while others are at work may abort
         dist.destroy_process_group()
@@ -720,7 +721,7 @@ def main(argv=None):
     cuda = given.get("device", DEVICES[0]) == "cuda"
     config = Config(**{**(CUDA_DEFAULTS if cuda else {}), **given})
     if "minutes" in given:
-        config.max_iters = given.get("max_iters")  # not the number for a GPU
+        config.max_iters = None  # not the number for a GPU
     if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:

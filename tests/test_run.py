@@ -15,7 +15,7 @@ from dataclasses import make_dataclass
 
 import pytest
 import torch
-from conftest import ROOT, TINY_FLAGS, Command, fork, run, some_text, status
+from conftest import ROOT, TINY, TINY_FLAGS, Command, fork, run, some_text, status
 
 import transformer
 
@@ -87,6 +87,7 @@ def test_the_log_holds_the_losses_of_the_saved_model(trained):
     model, checkpoint = transformer.load_checkpoint(out_dir / "latest.pt")
     *splits, itos = transformer.load_data(text_file, 16)
     assert checkpoint["itos"] == itos and model.depth == 2
+    assert (out_dir / "sample.txt").read_text() == "".join(transformer.sample(model, itos, seed=1337))
     for data, name in zip(splits, ("train_loss", "val_loss")):
         assert f"{transformer.estimate_loss(model, data, 400):.4f}" == f"{float(log_of(out_dir)[-1][name]):.4f}"
 
@@ -305,9 +306,10 @@ def test_kill_9_at_any_moment(trained, tmp_path):
     assert_same_end(out_dir, tmp_path / "unbroken")
 
 
-def test_a_second_ctrl_c_ends_it_at_once(monkeypatch, tmp_path):
+def test_a_second_ctrl_c_ends_it_at_once(trained, monkeypatch, tmp_path):
     """During an evaluation, say, that someone does not want to wait for. (SIGTERM again is SIGTERM once more.)"""
-    def train(config, saved, stopped):
+    def train(*run):
+        stopped = run[-1]
         for number in (signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
         assert stopped == [signal.SIGTERM, signal.SIGTERM]
@@ -316,7 +318,7 @@ def test_a_second_ctrl_c_ends_it_at_once(monkeypatch, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(transformer, "train", train)
     try:
-        assert status(transformer, "--out-dir", tmp_path / "run") == 130
+        assert status(transformer, "--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS) == 130
     finally:
         signal.signal(signal.SIGTERM, before[0]), signal.signal(signal.SIGINT, before[1])
 
@@ -326,7 +328,7 @@ def test_a_run_can_be_trained_for_longer(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained[1].parent)
     out_dir = tmp_path / "run"
     assert train(out_dir, "text.txt").returncode == 0
-    done = fork("--resume", "--out-dir", out_dir, cwd=tmp_path)
+    done = fork("--resume", "--out-dir", out_dir, "--n-embd", 16, cwd=tmp_path)  # which it has already
     assert done.returncode == 0 and "finished after step 30" in done.stdout and "--max-iters" in done.stdout
     assert_same_end(out_dir, trained[0])
     shutil.move(out_dir, tmp_path / "out/transformer")  # and to another place
@@ -443,10 +445,11 @@ def test_variables_left_over_by_a_launcher_do_not_matter(trained, tmp_path):
     assert_same_end(tmp_path / "run", trained[0])
 
 
-def test_a_batch_that_cannot_be_split(trained, tmp_path, monkeypatch, capsys):
+def test_a_batch_that_cannot_be_split(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(transformer, "WORLD_SIZE", 3)
-    assert status(transformer, "--out-dir", tmp_path / "run", "--data", trained[1], *FLAGS) == 2
-    assert "--batch-size must be a multiple of 3" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    with pytest.raises(transformer.UserError, match="--batch-size must be a multiple of 3"):
+        transformer.set_up(transformer.Config(**TINY, data=trained[1], out_dir=tmp_path / "run"), {})
+    assert not (tmp_path / "run").exists()
 
 
 # bad input
@@ -482,7 +485,7 @@ BAD = [
       for name in ("n-layer", "n-head", "n-embd", "block-size", "batch-size", "max-iters", "eval-interval", "eval-tokens")],
     *[(f"--{name} {value}", f"--{name}") for value in ("-1", "nan", "1e30")
       for name in ("dropout", "learning-rate", "weight-decay", "beta2", "grad-clip", "warmup-iters", "seed", "minutes")],
-    ("--minutes 1 --max-iters 1", "--minutes"), ("--dropout 1", "--dropout"), ("--learning-rate 0", "--learning-rate"),
+    ("--minutes 1 --max-iters 1", "minutes and max_iters, not both"), ("--dropout 1", "--dropout"), ("--learning-rate 0", "--learning-rate"),
     ("--beta2 1", "--beta2"), ("--grow-at 1", "--grow-at"),
     # writing
     ("--prompt a --out-dir nowhere", "no nowhere/model.pt: train a model"),
@@ -490,6 +493,7 @@ BAD = [
     ("--prompt aé --out-dir trained", "'é'"),
     ("--prompt -hello --out-dir trained", "--prompt=-x"),
     ("--prompt a\\nb --out-dir trained", "--prompt-file"),
+    ("--prompt a --prompt-file b", "not both"),
     ("--prompt-file nope.txt --out-dir trained", "nope.txt: No such file"),
     ("--prompt a --out-dir trained --n-layer 2", "--n-layer is for training"),
     ("--temperature 1", "--prompt"),
