@@ -10,7 +10,7 @@ it memorises those of the training text and recites them, where the other text h
 
 docs/experiments.md has the evidence. Each trick slows down a short run.
 
-    python docs/lowest_loss.py                       # on two cores with bf16 about an hour and a half
+    python docs/lowest_loss.py                       # on two cores with bf16 an hour to an hour and a half
     python docs/lowest_loss.py --prompt "ROMEO:"     # all flags of transformer.py work
 """
 import re
