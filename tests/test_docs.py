@@ -51,7 +51,7 @@ def test_the_guides_snippets_run_and_its_names_exist():
     assert len(spoken_of) > 20 and not is_there("GPT.no_such_method") and not is_there("no_such_function")
 
 
-EDITS = [(old, new) for new, old in re.findall(r"`([^`]+)`\sfor\s`([^`]+)`", GUIDE)]
+EDITS = re.findall(r"`([^`]+)`\sto\s`([^`]+)`", GUIDE)
 EDITS += [(old, "") for old in re.findall(r"delete\s`([^`]+)`", GUIDE)] + [("wei += mask", "")]  # that one: exercise 8
 
 
