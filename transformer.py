@@ -573,7 +573,8 @@ def set_up(config, given):
 def train(model, optimizer, splits, itos, progress, stopped):
     """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    step, seconds, grad_norm, best_val_loss, log, _ = progress.values()  # _: the text's hash
+    step, seconds, log = progress["step"], progress["seconds"], progress["log"]
+    grad_norm, best_val_loss = progress["grad_norm"], progress["best_val_loss"]
     step_tokens = config.batch_size * config.block_size
     grow_step = int(config.grow_at * config.max_iters)
     sample_at = status_at = block_seconds = 0.0

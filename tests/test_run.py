@@ -161,6 +161,13 @@ def test_a_run_is_drawn_where_there_is_matplotlib(trained, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES  # nothing half-written is left
 
 
+def test_a_text_of_one_character_only(tmp_path):
+    (tmp_path / "text.txt").write_text("a" * 1000)
+    done = train(tmp_path / "run", tmp_path / "text.txt")
+    assert done.returncode == 0 and "val loss 0.0000" in done.stdout
+    assert write(tmp_path / "run", "--prompt", "a", "--max-new-tokens", 5).stdout == "aaaaaa\n"
+
+
 def test_a_field_added_to_config_is_a_flag(trained, tmp_path, monkeypatch, capsys):
     """Of any type, with a help text or without."""
     added = [("width", int, 3), ("slope", float, transformer.flag(-0.5, "how steep")), ("kind", str, "a"), ("fast", bool, False)]
