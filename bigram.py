@@ -53,8 +53,7 @@ def decode(ids, itos):
 def load_data(path, block_size):
     """Reads a text: (train_data, val_data, itos), integers and a string, the vocabulary."""
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
-    if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
+    if text.count("\0") > len(text) / 20:
         raise UserError(f"{path} is UTF-16: save it as UTF-8")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
@@ -163,8 +162,7 @@ def main(argv=None):
     except BrokenPipeError:  # whoever reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:
-        parser.error(f"{args.data or 'the text'} is not UTF-8 text: see byte {error.start}; "
-                     "save it as UTF-8, or unpack it")
+        parser.error(f"byte {error.start} is not UTF-8 text: save the file as UTF-8, or unpack it")
     except UserError as error:
         parser.error(str(error))
     except OSError as error:

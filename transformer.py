@@ -71,8 +71,8 @@ class Config:
     resume: bool = flag(False, "go on with the run in out_dir; max_iters may be raised")
     overwrite: bool = flag(False, "start anew where out_dir holds a run already")
     # letting it write
-    prompt: str = flag(None, "write instead of training: how the text begins")
-    prompt_file: str = flag(None, "a file with the text's beginning")
+    prompt: str = flag(None, "write instead of training: how the text begins (--prompt=-x for -x)")
+    prompt_file: str = flag(None, "a file with the text's beginning, which may have several lines")
     max_new_tokens: int = flag(500, "characters to add")
     temperature: float = flag(1.0, "0 takes the likeliest character; higher is more random", 0)
     top_k: int = flag(None, "choose among the k likeliest characters")
@@ -124,9 +124,7 @@ def load_data(path, block_size):
     Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
     """
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
-    if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
-        raise UserError(f"{path} is UTF-16: save it as UTF-8")
+    require(text.count("\0") <= len(text) / 20, f"{path} is UTF-16: save it as UTF-8")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
@@ -401,14 +399,11 @@ def grow(model, optimizer):
 def write_file(path, data):
     """Replaces the file `path` by these bytes: completely, or not at all."""
     part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk, not only on its way there
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk, not only on its way there
+    part.replace(path)
 
 
 def save_checkpoint(path, model, itos, **more):
@@ -439,18 +434,17 @@ def load_checkpoint(path):
 
 
 def draw_log(path, log):
-    """Draws the losses in log.csv, if there is matplotlib to draw with."""
+    """Draws the losses in the rows of a log, if there is matplotlib to draw with."""
     if find_spec("matplotlib") is None:
         return
     from matplotlib.figure import Figure
-    rows, figure, file = np.genfromtxt(log, delimiter=",", names=True), Figure(), io.BytesIO()
+    figure = Figure()
     ax = figure.subplots()
     for name in "train_loss", "val_loss":
-        ax.plot(rows["tokens"], rows[name], ".-", label=name)
+        ax.plot([row["tokens"] for row in log], [row[name] for row in log], ".-", label=name)
     ax.set_xlabel("characters trained on")
     ax.legend(loc="upper right")
-    figure.savefig(file, dpi=150)
-    write_file(path, file.getbuffer())
+    figure.savefig(path, dpi=150)
 
 # ---------------------------------------------------------------------------------------------
 # Training, all together
@@ -483,8 +477,7 @@ def steps_that_fit(config, model, optimizer):
     """How many steps take config.minutes: some are timed on a copy that is thrown away."""
     began = time.perf_counter()
     model, optimizer = copy.deepcopy((model, optimizer))
-    x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size, dtype=torch.long)
-    x = x.to(config.device)
+    x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size).long().to(config.device)
 
     def seconds():
         return min(timeit.repeat(
@@ -495,14 +488,6 @@ def steps_that_fit(config, model, optimizer):
     left = 60 * config.minutes - (time.perf_counter() - began)
     steps = max(1, int(left / (1.16 * mean)))  # 16 % extra for slower steps, evaluations, samples
     return -highest(-steps, config.device)  # the lowest, if there are several processes
-
-
-def spread(model):
-    """The same weights, compiled on a GPU, with gradients averaged over all processes: to train."""
-    net = torch.compile(model) if model.lm_head.weight.is_cuda and find_spec("triton") else model
-    if WORLD_SIZE > 1:
-        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)  # some may rest
-    return net
 
 
 def show(text):
@@ -516,14 +501,15 @@ def show(text):
 
 
 def set_up(config, given):
-    """Returns model, optimizer, [train_data, val_data], itos, progress: new, or from latest.pt."""
+    """Returns model, optimizer, [train_data, val_data], itos, run: new, or as latest.pt has them.
+
+    run is a dictionary: the step, the seconds of training until then, the log's rows, the text.
+    """
     out_dir = Path(config.out_dir)
     if config.resume:
         model, saved = load_checkpoint(out_dir / "latest.pt")
-        progress = saved.get("progress")
-        require(type(progress) is dict, f"{out_dir / 'latest.pt'} is no run to go on with")
-        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
-        for name in given.keys() - may_differ:
+        require("run" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
+        for name in given.keys() - set("data out_dir device max_iters resume overwrite".split()):
             was = getattr(model.config, name)
             require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
         here = {"out_dir": config.out_dir, "device": config.device}
@@ -540,16 +526,17 @@ def set_up(config, given):
     if RANK == 0:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "log.csv").touch()  # from now on the folder is taken
-    if not config.resume:
+
+    if config.resume:
+        run = saved["run"]
+        require(run["text_hash"] == text_hash,
+                f"{path} is not the text that the run in {out_dir} was trained on")
+    else:
+        run = {"step": 0, "seconds": 0.0, "log": [], "text_hash": text_hash}
         config.precision = config.precision or pick_precision(config.device)
         torch.manual_seed(config.seed)
         model = GPT(config, len(itos))
         model.depth = max(1, config.n_layer // 3) if config.grow_at else config.n_layer
-        header = "step,tokens,seconds,train_loss,val_loss,learning_rate,grad_norm"
-        progress = {"step": 0, "seconds": 0.0, "grad_norm": 0.0, "best_val_loss": math.inf,
-                    "log": [header], "text_hash": text_hash}
-    require(progress["text_hash"] == text_hash,
-            f"{path} is not the text that the run in {out_dir} was trained on")
     optimizer = make_optimizer(model.to(config.device), config)
     if config.resume:
         optimizer.load_state_dict(saved["optimizer"])
@@ -567,47 +554,45 @@ def set_up(config, given):
     config.eval_interval = config.eval_interval or math.ceil(config.max_iters / 10)
     config.eval_tokens = config.eval_tokens or max(1000, tokens // 400)
     config.data, model.config = str(path.resolve()), config
-    return model, optimizer, splits, itos, progress
+    return model, optimizer, splits, itos, run
 
 
-def train(model, optimizer, splits, itos, progress, stopped):
+def train(model, optimizer, splits, itos, run, stopped):
     """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    step, seconds, log = progress["step"], progress["seconds"], progress["log"]
-    grad_norm, best_val_loss = progress["grad_norm"], progress["best_val_loss"]
-    step_tokens = config.batch_size * config.block_size
+    step, seconds, log = run["step"], run["seconds"], run["log"]
     grow_step = int(config.grow_at * config.max_iters)
-    sample_at = status_at = block_seconds = 0.0
-    net = spread(model)
-
-    def save():
-        write_file(out_dir / "log.csv", "\n".join(log + [""]).encode())
-        progress.update(step=step, seconds=seconds, grad_norm=grad_norm,
-                        best_val_loss=best_val_loss)
-        save_checkpoint(out_dir / "latest.pt", model, itos, progress=progress,
-                        optimizer=optimizer.state_dict())
+    step_tokens = config.batch_size * config.block_size
+    grad_norm = block_seconds = sample_at = status_at = 0.0
+    net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
+    if WORLD_SIZE > 1:  # averages the gradients of all processes; some blocks may have none
+        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
     while True:
+        # Is it over, or is any of the processes to stop? Then all do.
+        over = step >= config.max_iters or highest(len(stopped), device)
         # Now and then: how good is the model, on text it learns from and on text it never saw?
         due = step % config.eval_interval == 0 or step >= config.max_iters
-        if RANK == 0 and due and not log[-1].startswith(f"{step},"):  # it is, if just resumed
+        if RANK == 0 and due and (not log or log[-1]["step"] < step):
             losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
-            log.append(f"{step},{step * step_tokens},{seconds:.2f},{losses[0]:.6f},"
-                       f"{losses[1]:.6f},{get_lr(step, config):.6g},{grad_norm:.6g}")
-            if losses[1] < best_val_loss:
-                best_val_loss = losses[1]
+            log.append({"step": step, "tokens": step * step_tokens, "seconds": round(seconds, 2),
+                        "train_loss": round(losses[0], 6), "val_loss": round(losses[1], 6),
+                        "learning_rate": round(get_lr(step, config), 9),
+                        "grad_norm": round(grad_norm, 6)})
+            if log[-1]["val_loss"] == min(row["val_loss"] for row in log):
                 save_checkpoint(out_dir / "model.pt", model, itos)
-            save()
+        if RANK == 0 and (due or over):
+            lines = [",".join(map(str, row)) for row in (log[0], *(row.values() for row in log))]
+            write_file(out_dir / "log.csv", "\n".join(lines + [""]).encode())
+            run.update(step=step, seconds=seconds)
+            save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
+                            optimizer=optimizer.state_dict())
         if RANK == 0 and (time.perf_counter() > sample_at or step >= config.max_iters):
             text = "".join(sample(model, itos, seed=config.seed))
             show(f"what it writes after {step} steps:\n{text}\n")
             write_file(out_dir / "sample.txt", text.encode())
             sample_at = time.perf_counter() + (45 if step else 8)
-        # Is it over, or is any of the processes to stop? Then all do. Is it time to grow?
-        if step >= config.max_iters or highest(len(stopped), device):
-            if RANK == 0:
-                save()
-                finish(model, splits, step, log)
+        if over:
             return
         if model.depth < config.n_layer and step >= grow_step:
             grow(model, optimizer)
@@ -632,10 +617,10 @@ def train(model, optimizer, splits, itos, progress, stopped):
             status_at = time.perf_counter() + 10
 
 
-def finish(model, splits, step, log):
+def finish(model, splits, run):
     """Draws the losses, and says what a run has come to and how to go on."""
-    config, out_dir = model.config, Path(model.config.out_dir)
-    draw_log(out_dir / "loss.png", log)
+    config, out_dir, step = model.config, Path(model.config.out_dir), run["step"]
+    draw_log(out_dir / "loss.png", run["log"])
     if step < config.max_iters:
         return show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
     best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
@@ -659,9 +644,9 @@ def check(config, given):
         require(value != "" or name == "prompt", f"{option} is empty")
         require(type(value) not in (int, float) or low <= value <= high,
                 f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
-        require(writing or name not in WRITING, f"{option} is for writing: add --prompt TEXT")
-        require(not writing or name in [*WRITING, "out_dir", "device", "seed"],
-                f"{option} is for training: leave it out when writing")
+        use = "writing: add --prompt TEXT" if name in WRITING else "training, not for writing"
+        require(name in ("out_dir", "device", "seed") or writing == (name in WRITING),
+                f"{option} is for {use}")
     for pair in ("minutes", "max_iters"), ("prompt", "prompt_file"):
         require(not set(pair) <= given.keys(), "give one of {} and {}, not both".format(*pair))
 
@@ -674,8 +659,6 @@ def let_it_write(config):
     file = config.prompt_file
     prompt = Path(file).read_text(encoding="utf-8-sig") if file else config.prompt
     prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
-    require("\\n" not in prompt or "\\" in checkpoint["itos"],
-            "\\n is no new line here, but this is: --prompt $'A\\nB' (bash) or --prompt-file FILE")
     for i in range(config.num_samples):
         for piece in sample(model, checkpoint["itos"], prompt, config.max_new_tokens,
                             config.seed + i, temperature=config.temperature, top_k=config.top_k,
@@ -698,7 +681,10 @@ def launch(config, given):
         dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    train(*set_up(config, given), stopped)
+    model, optimizer, splits, itos, run = set_up(config, given)
+    train(model, optimizer, splits, itos, run, stopped)
+    if RANK == 0:
+        finish(model, splits, run)
     if WORLD_SIZE > 1:
         dist.barrier()  # a process that leaves while others are at work may abort
         dist.destroy_process_group()
@@ -715,9 +701,6 @@ def main(argv=None):
         help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help,
                             **kind, **f.metadata.get("more", {}))
-    # A prompt that begins with a dash looks like a flag: say how to give it.
-    fail, missing = parser.error, "--prompt: expected one argument"
-    parser.error = lambda text: fail(text + " (--prompt=-x for -x)" * text.endswith(missing))
     given = vars(parser.parse_args(argv))
     cuda = given.get("device", DEVICES[0]) == "cuda"
     config = Config(**{**(CUDA_DEFAULTS if cuda else {}), **given})
@@ -737,8 +720,7 @@ def main(argv=None):
     except UserError as error:
         parser.error(str(error))
     except UnicodeDecodeError as error:
-        parser.error(f"{config.prompt_file or config.data or 'the text'} is not UTF-8 text: "
-                     f"see byte {error.start}; save it as UTF-8, or unpack it")
+        parser.error(f"byte {error.start} is not UTF-8 text: save the file as UTF-8, or unpack it")
     except OSError as error:
         parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
