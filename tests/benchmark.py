@@ -39,12 +39,6 @@ def seconds(work, device="cpu"):
     return time.perf_counter() - start
 
 
-def best(device, tries, *works):
-    """The shortest time of each piece of work, in seconds; they take turns, so that all have the same weather."""
-    times = [[seconds(work, device) for work in works] for _ in range(tries)]
-    return [min(column) for column in zip(*times)]
-
-
 def row(what, ours, unit, theirs=None):
     """One line of the table; higher is better, unless the unit is a time."""
     ratio = "" if theirs is None else theirs / ours if unit == "s" else ours / theirs
@@ -153,12 +147,11 @@ def main():
     theirs = None
     if peer:  # on a CPU one such step takes long enough for a measure
         step = train_step(peer, 64, sizes["block_size"], device)
-        theirs = 64 * sizes["block_size"] / best(device, 20 if device == "cuda" else 2, step)[0]
+        theirs = 64 * sizes["block_size"] / min(seconds(step, device) for _ in range(20 if device == "cuda" else 2))
     n = sizes["n_layer"]
     for batch_size, dropout, depth in [(64, 0.2, n)] if device == "cuda" else [(4, 0.0, max(1, n // 3)), (4, 0.0, n), (16, 0.2, n)]:
         step = train_step(Ours(sizes, device, dropout, depth), batch_size, sizes["block_size"], device)
-        best(device, 3, step)
-        took, = best(device, 20 if device == "cuda" else 2 * tries, step)
+        took = min(seconds(step, device) for _ in range(20 if device == "cuda" else 3 + 2 * tries))
         row(f"training, batches of {batch_size}, dropout {dropout}, {depth} blocks", batch_size * sizes["block_size"] / took, "tokens/s", theirs)
 
     ours, theirs = Ours(sizes, device), None
@@ -168,7 +161,7 @@ def main():
         theirs = tokens / seconds(generation(peer, 1, tokens, device), device)
         took += [seconds(write, device) for _ in range(tries)]
     row(f"generation, 1 at once, {tokens} tokens each", tokens / statistics.median(took), "tokens/s", theirs)
-    took, = best(device, tries, generation(ours, 64, tokens // 4, device))
+    took = min(seconds(generation(ours, 64, tokens // 4, device), device) for _ in range(tries))
     row(f"generation, 64 at once, {tokens // 4} tokens each", 64 * (tokens // 4) / took, "tokens/s")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -52,24 +52,22 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["transformer", "torch._dynamo"])  # the latter is what optimisers import
 
 
-def in_child(argv, cwd, output, picture):
+def in_child(argv, cwd, output):
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the fork server ignores
     torch.set_num_threads(1)
-    if not picture:
-        sys.modules["matplotlib"] = None  # as if it were not installed
+    sys.modules["matplotlib"] = None  # as if it were not installed
     sys.exit(transformer.main(argv))
 
 
 class Command:
     """A transformer.py at work: its process, and what it has printed so far."""
 
-    def __init__(self, *args, cwd=None, picture=False):
+    def __init__(self, *args, cwd=None):
         self.output = tempfile.mktemp(prefix="command")
-        argv = [str(arg) for arg in args]
-        self.process = processes.Process(target=in_child, args=(argv, str(cwd or os.getcwd()), self.output, picture))
+        self.process = processes.Process(target=in_child, args=([*map(str, args)], str(cwd or os.getcwd()), self.output))
         self.process.start()
 
     def read(self, name):
@@ -90,9 +88,9 @@ class Command:
         return self
 
 
-def fork(*args, cwd=None, picture=False):
-    """Like run("transformer.py", ...), without the seconds for the import; with picture=True, matplotlib is there."""
-    return Command(*args, cwd=cwd, picture=picture).wait()
+def fork(*args, **how):
+    """Like run("transformer.py", ...), without the seconds for the import."""
+    return Command(*args, **how).wait()
 
 
 def some_text():

@@ -19,19 +19,11 @@ def losses(printed, start):
     return [float(figure) for figure in figures]
 
 
-def test_the_exact_loss_is_the_models_loss():
-    torch.manual_seed(0)
-    model, data = bigram.BigramLanguageModel(5), torch.randint(5, (1000,))
-    _, loss = model(data[None, :-1], data[None, 1:])
-    table = model.token_embedding_table.weight.detach()
-    assert table.numel() == 25
-    assert bigram.exact_loss(table, data) == pytest.approx(loss.item(), abs=1e-6)
-
-
-def test_generate_appends_what_the_table_says():
-    model = bigram.BigramLanguageModel(4)
-    with torch.no_grad():  # each character is followed by the next one, the last one by the first
-        model.token_embedding_table.weight.copy_(100 * torch.eye(4).roll(1, dims=1))
+def test_the_model_its_exact_loss_and_what_it_generates():
+    model, data = bigram.BigramLanguageModel(4), torch.randint(4, (1000,))
+    table = model.token_embedding_table.weight.data
+    assert bigram.exact_loss(table, data) == pytest.approx(model(data[None, :-1], data[None, 1:])[1].item(), abs=1e-6)
+    table.copy_(100 * torch.eye(4).roll(1, dims=1))  # each character is followed by the next one, the last one by the first
     out = model.generate(torch.tensor([[0], [2]]), max_new_tokens=5)
     assert out.tolist() == [[0, 1, 2, 3, 0, 1], [2, 3, 0, 1, 2, 3]]
 
@@ -84,15 +76,13 @@ def test_any_standard_output_will_do(monkeypatch):
     assert "step 1: train loss" in printed.getvalue()
     monkeypatch.setattr(sys, "stdout", None)
     assert not status(bigram, "--data", ROOT / "input.txt", "--max-iters", 1)
-
-
-def test_a_pipe_that_closes_early():
     done = subprocess.run(f"{sys.executable} {ROOT}/bigram.py --max-iters 1 | head -n 1", shell=True, capture_output=True)
     assert done.stdout.startswith(b"text ") and done.stderr == b""
 
 
 @pytest.mark.parametrize("args, message", [
     (["--data", "nope.txt"], "no text nope.txt"), (["--data", "."], "directory"), (["--data", ""], "--data"),
+    (["--data", ROOT / "docs" / "curves.png"], "byte 0 is not UTF-8 text"),
     (["--max-iters", "0"], "--max-iters"), (["--max-iters", "x"], "--max-iters"), (["--seed", "-1"], "--seed"),
     (["--device", "abacus"], "abacus"), (["--unknown", "1"], "--unknown"),
 ])

@@ -58,33 +58,15 @@ def test_tiny_shakespeare_has_the_lectures_vocabulary(script):
 
 
 @both
-def test_line_ends_and_byte_order_mark(script, tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\rthree\n" * 10)
-    data, itos = load(script, path)
-    assert script.decode(data, itos) == "one\ntwo\nthree\n" * 10
-
-
-@both
 @pytest.mark.skipif(os.name == "nt", reason="named pipes")
-def test_a_pipe_is_read_once(script, tmp_path):
+def test_line_ends_and_byte_order_mark_through_a_pipe_that_can_be_read_once(script, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("to be or not " * 1000,))
+    text = b"\xef\xbb\xbf" + b"one\r\ntwo\rthree\n" * 1000
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,))
     writer.start()
     data, itos = load(script, script.find_data(str(tmp_path / "pipe")))
     writer.join()
-    assert script.decode(data, itos) == "to be or not " * 1000
-
-
-@both
-@pytest.mark.parametrize("good", [0, 10, 100_000])
-@pytest.mark.parametrize("bad", [b"\xff" + b"more text" * 100, b"\xc3"])  # or breaks off in a character
-def test_not_utf8_says_at_which_byte(script, good, bad, tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_bytes("é".encode() * (good // 2) + bad)
-    with pytest.raises(UnicodeDecodeError) as error:
-        script.load_data(path, 8)
-    assert error.value.start == good
+    assert script.decode(data, itos) == "one\ntwo\nthree\n" * 1000
 
 
 @both
@@ -100,15 +82,14 @@ def test_utf16_without_a_mark_is_refused(script, text, encoding, tmp_path):
 
 
 @both
-@pytest.mark.parametrize("block_size", [1, 8, 32, 256])
+@pytest.mark.parametrize("block_size", [1, 32])
 def test_too_short_says_how_long_it_must_be(script, block_size, tmp_path):
     path = tmp_path / "text.txt"
     needed = 10 * block_size + 1
-    path.write_text(("ab" * needed)[:needed])
-    train_data, val_data, _ = script.load_data(path, block_size)
-    assert min(len(train_data), len(val_data)) > block_size
+    path.write_text("a" * needed)
+    assert len(script.load_data(path, block_size)[1]) == block_size + 1
     for length in (needed - 1, 0):
-        path.write_text(("ab" * needed)[:length])
+        path.write_text("a" * length)
         with pytest.raises(script.UserError, match=str(needed)):
             script.load_data(path, block_size)
 
@@ -131,11 +112,9 @@ def test_batches(script):
 
 @both
 def test_training_never_sees_the_last_tenth(script, tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("a" * 900 + "b" * 100)
-    train_data, val_data, itos = script.load_data(path, 16)
-    assert (train_data == 0).all() and len(train_data) == 900
-    assert (val_data == 1).all() and len(val_data) == 100 and itos == "ab"
+    (tmp_path / "text.txt").write_text("a" * 900 + "b" * 100)
+    train_data, val_data, itos = script.load_data(tmp_path / "text.txt", 16)
+    assert (train_data.tolist(), val_data.tolist(), itos) == ([0] * 900, [1] * 100, "ab")
 
 
 @both

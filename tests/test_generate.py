@@ -74,22 +74,6 @@ def test_blocks_out_of_use_have_no_say():
     assert torch.equal(model(idx)[0], before[0]) and torch.equal(generate(model, idx, 40), before[1])
 
 
-def test_stream_yields_what_generate_appends():
-    model, idx = tiny_model(), torch.zeros(2, 3, dtype=torch.long)
-    streamed = list(model.stream(idx, 20, generator=torch.Generator().manual_seed(3)))
-    assert all(token.shape == (2, 1) for token in streamed)
-    assert torch.equal(torch.cat([idx, *streamed], dim=1), generate(model, idx, 20))
-
-
-def test_top_k_1_and_temperature_0_are_greedy():
-    model, idx = tiny_model(), torch.zeros(1, 3, dtype=torch.long)
-    expected = idx
-    for _ in range(10):
-        expected = torch.cat([expected, model(expected)[0][:, -1:].argmax(dim=-1)], dim=1)
-    assert torch.equal(generate(model, idx, 10, top_k=1), expected)
-    assert torch.equal(generate(model, idx, 10, temperature=0), expected)
-
-
 LOGITS = torch.tensor([[0.5, 0.1, 0.25, 0.15]]).log()  # whose softmax is just that
 
 

@@ -11,22 +11,6 @@ import transformer
 from transformer import Config, GPT
 
 
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("V, L, C, T", [(65, 6, 384, 256), (62, 2, 32, 16), (1, 1, 8, 1)])
-def test_parameter_count_by_formula(V, L, C, T):
-    model = GPT(Config(n_layer=L, n_head=2, n_embd=C, block_size=T), V)
-    attention = 3 * C * C + 3 * C + C * C + C  # query, key, value; projection
-    feed_forward = 4 * C * C + 4 * C + 4 * C * C + C
-    assert count(model) == V * C + T * C + L * (attention + feed_forward + 4 * C) + 2 * C
-
-
-def test_the_default_model_has_10_8_million_parameters():
-    assert count(GPT(Config(), 65)) == 10_770_816
-
-
 class PyTorchGPT2(nn.Module):
     """The same network put together from PyTorch's own layers, with the weights of a GPT."""
 
@@ -107,19 +91,16 @@ def test_dropout_zeroes_the_share_asked_for_wherever_gpt2_has_it():
     assert weights.mean().item() == pytest.approx(1 / 200, rel=0.05)  # the rest is scaled, to keep the mean
 
 
-def test_loss_at_the_start_is_that_of_guessing():
+def test_the_default_model_at_its_start():
+    """10,770,816 parameters, the loss of guessing, and GPT-2's initialisation."""
     torch.manual_seed(0)
     model = GPT(Config(), 65)
+    assert sum(p.numel() for p in model.parameters()) == 10_770_816
     idx, targets = torch.randint(65, (2, 4, 256)).unbind()
     assert model(idx, targets)[1].item() == pytest.approx(math.log(65), abs=0.1)
-
-
-def test_initialisation():
-    torch.manual_seed(0)
-    model = GPT(Config(n_layer=2), 65)
     assert model.blocks[0].sa.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
     for weight in (model.blocks[1].sa.proj.weight, model.blocks[0].ffwd.net[2].weight):
-        assert weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.02)
+        assert weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 6), rel=0.02)
     assert model.lm_head.weight is model.token_embedding_table.weight
     for name, p in model.named_parameters():
         if "ln" in name and name.endswith("weight"):
