@@ -117,7 +117,7 @@ def train(path, device, seed, max_iters):
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     texts = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
 
-    began = shown = time.perf_counter()
+    shown_at = time.perf_counter()
     for step in range(1, max_iters + 1):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - (step - 1) / max_iters)
         xb, yb = get_batch(splits[0], step, seed, batch_size, block_size)
@@ -125,13 +125,12 @@ def train(path, device, seed, max_iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % eval_interval == 0 or step == max_iters:
+        # A large table takes its time: then the losses are shown every few seconds.
+        now = time.perf_counter()
+        if step % eval_interval == 0 or step == max_iters or now > shown_at + 5:
             losses = [exact_loss(table, text) for text in texts]
             print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
-        elif time.perf_counter() - shown > 4:  # a large table takes its time
-            shown = time.perf_counter()
-            left = (shown - began) / step * (max_iters - step)
-            print(f"step {step}, about {left:.0f} s left", flush=True)
+            shown_at = now
 
     # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
     # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
@@ -168,7 +167,7 @@ def main(argv=None):
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in repr(error).lower():
+        if "MemoryError" not in repr(error) and "allocate" not in repr(error):
             raise
         parser.error("out of memory: the table has a row and a column for each distinct character")
 

@@ -10,7 +10,6 @@ was, and each new character costs the work of one character instead of the whole
     python transformer.py --resume             # go on after an interruption
 """
 import argparse
-import copy
 import hashlib
 import io
 import math
@@ -105,7 +104,7 @@ def find_data(path=None):
 
 def encode(text, itos):
     """Text to integers, (len(text),) int32: places in itos. UserError: a character is not there."""
-    unknown = "".join(set(text) - set(itos))
+    unknown = "".join(sorted(set(text) - set(itos)))
     require(not unknown, f"the character {unknown[:1]!r} is not in the model's vocabulary")
     # Faster than a loop over the text: translate replaces each character by the one whose code
     # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
@@ -176,7 +175,7 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:  # (2, B, H, S, d): keys and values of the positions before `start`
             cache[0, :, :, start:start + T] = k
             cache[1, :, :, start:start + T] = v
-            k, v = cache[:, :, :, :start + T]
+            k, v = cache[:, :, :, :start + T]  # (B, H, S, d) each
         out = attention(q, k, v, self.mask[start:start + T, :start + T], self.dropout)
         out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.dropout(self.proj(out))
@@ -346,7 +345,7 @@ def train_step(net, optimizer, x, y, lr, config):
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip).item()
     require(math.isfinite(grad_norm), "the loss is not a finite number any more: "
-            "try a lower --learning-rate (what was saved is intact)")
+            "start anew, with a lower --learning-rate")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -419,7 +418,8 @@ def load_checkpoint(path):
     require(Path(path).exists(), f"there is no {path}: train a model, or say --out-dir where it is")
     file = io.BytesIO(Path(path).read_bytes())
     try:
-        damaged = zipfile.ZipFile(file).testzip()  # torch.load would not notice a flipped bit
+        if zipfile.ZipFile(file).testzip():  # torch.load would not notice a flipped bit
+            raise ValueError("a part of it is not what was saved")
         file.seek(0)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)  # runs no code in it
         saved = checkpoint["config"]
@@ -427,24 +427,10 @@ def load_checkpoint(path):
         model = GPT(config, len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
         model.depth = checkpoint.get("depth", config.n_layer)
-    except Exception:  # a file can be wrong in countless ways
-        damaged = True
-    require(not damaged, f"{path} is damaged, or not a model of this transformer.py")
+    except Exception as error:  # a file can be wrong in countless ways
+        raise UserError(f"{path} is damaged, or not a model of this transformer.py "
+                        f"({type(error).__name__})") from error
     return model, checkpoint
-
-
-def draw_log(path, log):
-    """Draws the losses in the rows of a log, if there is matplotlib to draw with."""
-    if find_spec("matplotlib") is None:
-        return
-    from matplotlib.figure import Figure
-    figure = Figure()
-    ax = figure.subplots()
-    for name in "train_loss", "val_loss":
-        ax.plot([row["tokens"] for row in log], [row[name] for row in log], ".-", label=name)
-    ax.set_xlabel("characters trained on")
-    ax.legend(loc="upper right")
-    figure.savefig(path, dpi=150)
 
 # ---------------------------------------------------------------------------------------------
 # Training, all together
@@ -452,10 +438,11 @@ def draw_log(path, log):
 # torchrun starts several processes and tells each its number; the first alone prints and saves.
 TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
 RANK, WORLD_SIZE = int(TORCHRUN.get("RANK", 0)), int(TORCHRUN.get("WORLD_SIZE", 1))
+stopped = []  # the signals to stop that have come; train looks after each step
 
 
 def highest(number, device):
-    """The highest of the numbers that the processes call this with; every one of them must."""
+    """The highest of all processes' numbers. All must call it, or the others wait for ever."""
     if WORLD_SIZE == 1:
         return number
     number = torch.tensor(number, device=device)
@@ -473,31 +460,29 @@ def pick_precision(device):
     return "bf16" if highest(int(faster), device) else "fp32"
 
 
-def steps_that_fit(config, model, optimizer):
-    """How many steps take config.minutes: some are timed on a copy that is thrown away."""
-    began = time.perf_counter()
-    model, optimizer = copy.deepcopy((model, optimizer))
+def steps_that_fit(config, model):
+    """How many steps take config.minutes: some are timed, with few blocks and with all of them."""
+    began, depth, mean = time.perf_counter(), model.depth, 0.0
+    optimizer = make_optimizer(model, config)  # for these steps alone
     x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size).long().to(config.device)
-
-    def seconds():
-        return min(timeit.repeat(
+    for blocks, share in (depth, config.grow_at), (config.n_layer, 1 - config.grow_at):
+        model.depth = blocks
+        mean += share * min(timeit.repeat(  # the learning rate is 0: no weight changes
             lambda: train_step(model, optimizer, x, x, 0.0, config), number=1, repeat=10))
-    with_few = seconds()
-    grow(model, optimizer)
-    mean = config.grow_at * with_few + (1 - config.grow_at) * seconds()
+    model.depth = depth
     left = 60 * config.minutes - (time.perf_counter() - began)
     steps = max(1, int(left / (1.16 * mean)))  # 16 % extra for slower steps, evaluations, samples
     return -highest(-steps, config.device)  # the lowest, if there are several processes
 
 
 def show(text):
-    """Prints a line. If the reader has closed the pipe, that counts as SIGTERM: save and stop."""
+    """Prints a line. If its reader has closed the pipe, that counts as SIGTERM: save and stop."""
     try:
         if RANK == 0:
             print(text, flush=True)
     except BrokenPipeError:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is still to be said goes there
-        signal.raise_signal(signal.SIGTERM)
+        stopped.append(signal.SIGTERM)
 
 
 def set_up(config, given):
@@ -509,14 +494,16 @@ def set_up(config, given):
     if config.resume:
         model, saved = load_checkpoint(out_dir / "latest.pt")
         require("run" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
-        for name in given.keys() - set("data out_dir device max_iters resume overwrite".split()):
+        may_differ = "data", "out_dir", "device", "max_iters", "resume", "overwrite"
+        for name in given:
             was = getattr(model.config, name)
-            require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
-        here = {"out_dir": config.out_dir, "device": config.device}
-        config = replace(model.config, **{**given, **here})
-    elif RANK == 0 and out_dir.exists() and any(out_dir.iterdir()):
-        require(config.overwrite, f"{out_dir} is taken: let its model write (--prompt \"ROMEO:\"), "
-                "train it on (--resume), take another --out-dir, or this one anew (--overwrite)")
+            require(name in may_differ or given[name] == was,
+                    f"--{name.replace('_', '-')}: the saved run has {was}")
+        given = {**given, "out_dir": config.out_dir, "device": config.device}
+        config = replace(model.config, **given)
+    elif RANK == 0 and not config.overwrite:
+        require(not any(out_dir.glob("*")), f"{out_dir} is taken: let its model write (--prompt "
+                "\"ROMEO:\"), train it on (--resume), take another --out-dir, or --overwrite it")
     require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
     require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
     require(config.batch_size % WORLD_SIZE == 0, f"--batch-size must be a multiple of {WORLD_SIZE}")
@@ -529,8 +516,7 @@ def set_up(config, given):
 
     if config.resume:
         run = saved["run"]
-        require(run["text_hash"] == text_hash,
-                f"{path} is not the text that the run in {out_dir} was trained on")
+        require(run["text_hash"] == text_hash, f"{path} is not the text of the run in {out_dir}")
     else:
         run = {"step": 0, "seconds": 0.0, "log": [], "text_hash": text_hash}
         config.precision = config.precision or pick_precision(config.device)
@@ -544,7 +530,7 @@ def set_up(config, given):
          f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
          f"{config.precision} on {config.device}")
     if config.max_iters is None:
-        config.max_iters = steps_that_fit(config, model, optimizer)
+        config.max_iters = steps_that_fit(config, model)
         show(f"{config.max_iters} steps fit into {config.minutes:g} min "
              f"(--max-iters {config.max_iters} --precision {config.precision} repeats this run)")
     if model.depth < config.n_layer:
@@ -557,7 +543,7 @@ def set_up(config, given):
     return model, optimizer, splits, itos, run
 
 
-def train(model, optimizer, splits, itos, run, stopped):
+def train(model, optimizer, splits, itos, run):
     """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
     config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
     step, seconds, log = run["step"], run["seconds"], run["log"]
@@ -582,8 +568,9 @@ def train(model, optimizer, splits, itos, run, stopped):
             if log[-1]["val_loss"] == min(row["val_loss"] for row in log):
                 save_checkpoint(out_dir / "model.pt", model, itos)
         if RANK == 0 and (due or over):
-            lines = [",".join(map(str, row)) for row in (log[0], *(row.values() for row in log))]
-            write_file(out_dir / "log.csv", "\n".join(lines + [""]).encode())
+            table = [log[0].keys(), *(row.values() for row in log)]
+            lines = [",".join(map(str, row)) + "\n" for row in table]
+            write_file(out_dir / "log.csv", "".join(lines).encode())
             run.update(step=step, seconds=seconds)
             save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
                             optimizer=optimizer.state_dict())
@@ -610,19 +597,29 @@ def train(model, optimizer, splits, itos, run, stopped):
         # How long will it take? As long as a block took of late, times the blocks still to come.
         block_seconds += (took / model.depth - block_seconds) * (0.05 if block_seconds else 1)
         if time.perf_counter() > status_at:
-            few = max(0, grow_step - step)  # steps
-            blocks = model.depth * few + config.n_layer * (config.max_iters - step - few)
+            with_few, left = max(0, grow_step - step), config.max_iters - step  # steps
+            blocks = model.depth * with_few + config.n_layer * (left - with_few)
             show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
                  f"tokens/s | {block_seconds * blocks / 60:.1f} min left")
             status_at = time.perf_counter() + 10
 
 
 def finish(model, splits, run):
-    """Draws the losses, and says what a run has come to and how to go on."""
-    config, out_dir, step = model.config, Path(model.config.out_dir), run["step"]
-    draw_log(out_dir / "loss.png", run["log"])
+    """Draws the losses, if matplotlib is there, and says how good the model is and how to go on."""
+    config, out_dir, log = model.config, Path(model.config.out_dir), run["log"]
+    if find_spec("matplotlib"):
+        from matplotlib.figure import Figure
+        figure = Figure()
+        ax = figure.subplots()
+        for name in "train_loss", "val_loss":
+            ax.plot([row["tokens"] for row in log], [row[name] for row in log], ".-", label=name)
+        ax.set_xlabel("characters trained on")
+        ax.legend(loc="upper right")
+        figure.savefig(out_dir / "loss.png", dpi=150)
+    step = run["step"]
     if step < config.max_iters:
-        return show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
+        show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
+        return
     best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
     tokens = step * config.batch_size * config.block_size
     evaluate("the best model", best, splits, max(1000, tokens // 20))
@@ -656,20 +653,23 @@ def let_it_write(config):
     torch.set_num_threads(1)  # as fast as two, and not slowed down by what else the machine does
     model, checkpoint = load_checkpoint(Path(config.out_dir) / "model.pt")
     model.to(config.device)
-    file = config.prompt_file
-    prompt = Path(file).read_text(encoding="utf-8-sig") if file else config.prompt
-    prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
+    prompt = config.prompt
+    if config.prompt_file:
+        prompt = Path(config.prompt_file).read_text(encoding="utf-8-sig")
+    prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")  # as in the text it learned from
     for i in range(config.num_samples):
+        if i > 0:
+            print()
         for piece in sample(model, checkpoint["itos"], prompt, config.max_new_tokens,
                             config.seed + i, temperature=config.temperature, top_k=config.top_k,
                             top_p=config.top_p):
             print(piece, end="", flush=True)
-        print("\n" * (i + 1 < config.num_samples), flush=True)
+        print(flush=True)
 
 
 def launch(config, given):
     """Trains, under torchrun as one of several processes; returns the exit status."""
-    stopped = []
+    stopped.clear()
 
     def stop(number, frame):
         stopped.append(number)
@@ -682,7 +682,7 @@ def launch(config, given):
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model, optimizer, splits, itos, run = set_up(config, given)
-    train(model, optimizer, splits, itos, run, stopped)
+    train(model, optimizer, splits, itos, run)
     if RANK == 0:
         finish(model, splits, run)
     if WORLD_SIZE > 1:
@@ -724,7 +724,7 @@ def main(argv=None):
     except OSError as error:
         parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in repr(error).lower():
+        if "MemoryError" not in repr(error) and "allocate" not in repr(error):
             raise
         parser.error("out of memory: try a smaller --batch-size or model")
 

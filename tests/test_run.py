@@ -288,10 +288,9 @@ def test_kill_9_at_any_moment(trained, tmp_path):
 def test_a_second_ctrl_c_ends_it_at_once(trained, monkeypatch, tmp_path):
     """During an evaluation, say, that someone does not want to wait for. (SIGTERM again is SIGTERM once more.)"""
     def train(*run):
-        stopped = run[-1]
         for number in (signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
-        assert stopped == [signal.SIGTERM, signal.SIGTERM]
+        assert transformer.stopped == [signal.SIGTERM, signal.SIGTERM]
         signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -439,7 +438,7 @@ BAD = [
     ("--data binary.txt", "byte 3 is not UTF-8 text: save the file as UTF-8, or unpack it"),
     ("--n-embd 15", "--n-embd must be a multiple of --n-head"),
     ("--precision fp8", "--precision"), ("--device abacus", "abacus"), ("--unknown 1", "--unknown"),
-    ("--out-dir text.txt", "text.txt: Not a directory"),
+    ("--out-dir text.txt", "text.txt: File exists"),
     ("--out-dir sealed", "sealed/log.csv: Permission denied"),
     ("--n-layer 100 --n-embd 10000", "billion"),
     ("--resume --out-dir nowhere", "no nowhere/latest.pt"),
@@ -455,7 +454,7 @@ BAD = [
     ("--prompt a --out-dir damaged", "damaged/model.pt is damaged"),
     ("--prompt aé --out-dir trained", "'é'"),
     ("--prompt -hello --out-dir trained", "--prompt"),
-    ("--prompt a\\nb --out-dir trained", r"'\\'"),
+    ("--prompt line\\nline --out-dir trained", r"'\\'"),
     ("--prompt a --prompt-file b", "not both"),
     ("--prompt-file nope.txt --out-dir trained", "nope.txt: No such file"),
     ("--prompt a --out-dir trained --n-layer 2", "--n-layer is for training"),
