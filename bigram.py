@@ -4,7 +4,7 @@ A bigram language model: one table that says, for every character, which charact
 It is the baseline of Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out",
 and knows nothing but the last character. transformer.py is the model that looks further back.
 
-    python bigram.py --data my.txt    # without --data it learns from input.txt
+    python bigram.py --data my.txt    # without --data: Tiny Shakespeare if fetched, or input.txt
 """
 import argparse
 import os
@@ -113,9 +113,9 @@ def train(path, device, seed, max_iters):
     torch.set_num_threads(1)  # there is little to do: a second thread would wait for the first
     torch.manual_seed(seed)
     model = BigramLanguageModel(C).to(device)
-    table = model.token_embedding_table.weight.data  # (C, C), all that is trained
+    table = model.token_embedding_table.weight.data  # (C, C); changes as the model learns
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    texts = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
+    tensors = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
 
     shown_at = time.perf_counter()
     for step in range(1, max_iters + 1):
@@ -128,15 +128,15 @@ def train(path, device, seed, max_iters):
         # A large table takes its time: then the losses are shown every few seconds.
         now = time.perf_counter()
         if step % eval_interval == 0 or step == max_iters or now > shown_at + 5:
-            losses = [exact_loss(table, text) for text in texts]
+            losses = [exact_loss(table, ids) for ids in tensors]
             print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
             shown_at = now
 
     # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
     # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
-    pairs = texts[0][:-1] * C + texts[0][1:]  # each pair as one integer
+    pairs = tensors[0][:-1] * C + tensors[0][1:]  # each pair as one integer
     counts = torch.bincount(pairs, minlength=C * C).view(C, C) + 1
-    losses = [exact_loss(counts.log(), text) for text in texts]
+    losses = [exact_loss(counts.log(), ids) for ids in tensors]
     print("counted instead: train loss {:.4f}, val loss {:.4f}\n".format(*losses))
     context = torch.tensor([[max(itos.find("\n"), 0)]], device=device)
     print(decode(model.generate(context, max_new_tokens=500)[0, 1:], itos))

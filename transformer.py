@@ -38,13 +38,13 @@ CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
 
 
-def flag(default, help, low=1e-9, high=1e9, **more):  # a number's limits; more: for add_argument
+def flag(default, help, low=1e-9, high=1e9, **more):  # low, high: limits of a number
     return field(default=default, metadata={"help": help, "limits": (low, high), "more": more})
 
 
 @dataclass
 class Config:
-    data: str = flag(None, "UTF-8 text to learn from (default: the fetched or the built-in one)")
+    data: str = flag(None, "UTF-8 text (default: Tiny Shakespeare if it was fetched, or input.txt)")
     out_dir: str = flag("out/transformer", "folder for the model, log.csv and sample.txt")
     device: str = flag(DEVICES[0], "where to compute", choices=DEVICES)
     precision: str = flag(None, "default: the faster one of the two", choices=("fp32", "bf16"))
@@ -231,7 +231,7 @@ class GPT(nn.Module):
         # 2 n_layer projections add up in the residual stream, so each starts smaller (section 2.3).
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                into_stream = name.endswith(("proj.weight", "net.2.weight"))
+                into_stream = name.endswith(("proj.weight", "net.2.weight"))  # each part's last one
                 nn.init.normal_(p, std=0.02 / (2 * config.n_layer)**0.5 if into_stream else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -355,9 +355,9 @@ def train_step(net, optimizer, x, y, lr, config):
 @torch.no_grad()
 def estimate_loss(model, data, max_tokens):
     """The mean loss in nats on about max_tokens of data: the same weights give the same figure."""
-    # Windows that follow one another cover the data; if that is too much, take every n-th of them.
     model.eval()
     config, device = model.config, model.lm_head.weight.device
+    # Windows that follow one another cover the data; if that is too much, take every n-th of them.
     T, n = config.block_size, math.ceil(len(data) / max_tokens)
     windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T]  # (N, T+1)
     total = 0.0
@@ -451,7 +451,7 @@ def highest(number, device):
 
 
 def pick_precision(device):
-    """bf16 if this machine multiplies matrices faster in it, else fp32: found out by trying."""
+    """bf16 if this machine is clearly faster in it at products of matrices, else fp32: it tries."""
     def seconds(dtype):
         a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
         b = torch.ones(384, 1536, dtype=dtype, device=device)
@@ -549,7 +549,7 @@ def train(model, optimizer, splits, itos, run):
     step, seconds, log = run["step"], run["seconds"], run["log"]
     grow_step = int(config.grow_at * config.max_iters)
     step_tokens = config.batch_size * config.block_size
-    grad_norm = block_seconds = sample_at = status_at = 0.0
+    grad_norm = block_seconds = sample_at = status_at = 0.0  # not known yet; due at once
     net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
     if WORLD_SIZE > 1:  # averages the gradients of all processes; some blocks may have none
         net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
@@ -571,14 +571,14 @@ def train(model, optimizer, splits, itos, run):
             table = [log[0].keys(), *(row.values() for row in log)]
             lines = [",".join(map(str, row)) + "\n" for row in table]
             write_file(out_dir / "log.csv", "".join(lines).encode())
-            run.update(step=step, seconds=seconds)
+            run.update(step=step, seconds=seconds)  # its log is the one above
             save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
                             optimizer=optimizer.state_dict())
         if RANK == 0 and (time.perf_counter() > sample_at or step >= config.max_iters):
             text = "".join(sample(model, itos, seed=config.seed))
             show(f"what it writes after {step} steps:\n{text}\n")
             write_file(out_dir / "sample.txt", text.encode())
-            sample_at = time.perf_counter() + (45 if step else 8)
+            sample_at = time.perf_counter() + (45 if step else 8)  # seconds
         if over:
             return
         if model.depth < config.n_layer and step >= grow_step:
