@@ -360,9 +360,9 @@ def estimate_loss(model, data, max_tokens):
     # Windows that follow one another cover the data; if that is too much, take every n-th of them.
     T, n = config.block_size, math.ceil(len(data) / max_tokens)
     windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T]  # (N, T+1)
-    total = 0.0
-    for i in range(0, len(windows), 32):
-        xy = torch.from_numpy(windows[i:i + 32].astype(np.int64)).to(device)
+    total, batch_size = 0.0, math.ceil(8192 / T)
+    for i in range(0, len(windows), batch_size):
+        xy = torch.from_numpy(windows[i:i + batch_size].astype(np.int64)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             total += model(xy[:, :-1], xy[:, 1:])[1].item() * len(xy)
     return total / len(windows)
@@ -381,8 +381,8 @@ def evaluate(what, model, splits, max_tokens):
 def grow(model, optimizer):
     """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
     # The first things learned need few blocks, and few blocks train faster (stacking: Gong et al.
-    # 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks had no
-    # gradient until now, so nothing changed them. The loss jumps, and is soon lower than it was.
+    # 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks were not
+    # in use until now, so nothing changed them. The loss jumps, and is soon lower than it was.
     # The optimizer's memory of each weight is copied, too.
     n_layer = len(model.blocks)
     for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
@@ -428,8 +428,8 @@ def load_checkpoint(path):
         model.load_state_dict(checkpoint["model"])
         model.depth = checkpoint.get("depth", config.n_layer)
     except Exception as error:  # a file can be wrong in countless ways
-        raise UserError(f"{path} is damaged, or not a model of this transformer.py "
-                        f"({type(error).__name__})") from error
+        raise UserError(f"{path} is damaged, or not a model of this transformer.py: "
+                        f"{error!r:.100}") from error
     return model, checkpoint
 
 # ---------------------------------------------------------------------------------------------
@@ -555,7 +555,7 @@ def train(model, optimizer, splits, itos, run):
         net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
     while True:
-        # Is it over, or is any of the processes to stop? Then all do.
+        # Between two steps a run can be saved and stopped. If one process is to stop, all do.
         over = step >= config.max_iters or highest(len(stopped), device)
         # Now and then: how good is the model, on text it learns from and on text it never saw?
         due = step % config.eval_interval == 0 or step >= config.max_iters
@@ -568,12 +568,12 @@ def train(model, optimizer, splits, itos, run):
             if log[-1]["val_loss"] == min(row["val_loss"] for row in log):
                 save_checkpoint(out_dir / "model.pt", model, itos)
         if RANK == 0 and (due or over):
+            run.update(step=step, seconds=seconds)  # log is a part of it, and has grown already
+            save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
+                            optimizer=optimizer.state_dict())
             table = [log[0].keys(), *(row.values() for row in log)]
             lines = [",".join(map(str, row)) + "\n" for row in table]
             write_file(out_dir / "log.csv", "".join(lines).encode())
-            run.update(step=step, seconds=seconds)  # its log is the one above
-            save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
-                            optimizer=optimizer.state_dict())
         if RANK == 0 and (time.perf_counter() > sample_at or step >= config.max_iters):
             text = "".join(sample(model, itos, seed=config.seed))
             show(f"what it writes after {step} steps:\n{text}\n")
