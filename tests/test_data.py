@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, strategies as st
 
 import bigram
@@ -43,18 +42,6 @@ def test_a_character_that_the_vocabulary_lacks_is_named():
         with pytest.raises(transformer.UserError, match=missing):
             transformer.encode(text, "abc")
     assert transformer.encode("", "abc").tolist() == []
-
-
-@both
-def test_tiny_shakespeare_has_the_lectures_vocabulary(script):
-    path = ROOT.parent / "shared" / "tinyshakespeare" / "input.txt"
-    if not path.exists():
-        path = ROOT / "data" / "tinyshakespeare" / "input.txt"
-    if not path.exists():
-        pytest.skip("not fetched: python data/tinyshakespeare/download.py")
-    data, itos = load(script, path)
-    assert itos == "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    assert len(data) == 1_115_394
 
 
 @both
