@@ -461,15 +461,17 @@ def pick_precision(device):
 
 
 def steps_that_fit(config, model):
-    """How many steps take config.minutes: some are timed, with few blocks and with all of them."""
-    began, depth, mean = time.perf_counter(), model.depth, 0.0
+    """How many steps take config.minutes? Some are timed, with few blocks and with all of them."""
+    began, few = time.perf_counter(), model.depth
     optimizer = make_optimizer(model, config)  # for these steps alone
     x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size).long().to(config.device)
-    for blocks, share in (depth, config.grow_at), (config.n_layer, 1 - config.grow_at):
-        model.depth = blocks
-        mean += share * min(timeit.repeat(  # the learning rate is 0: no weight changes
+
+    def seconds(depth):  # for a step, at a learning rate of 0, which changes no weight
+        model.depth = depth
+        return min(timeit.repeat(
             lambda: train_step(model, optimizer, x, x, 0.0, config), number=1, repeat=10))
-    model.depth = depth
+    with_all, with_few = seconds(config.n_layer), seconds(few)  # now depth is what it was
+    mean = config.grow_at * with_few + (1 - config.grow_at) * with_all
     left = 60 * config.minutes - (time.perf_counter() - began)
     steps = max(1, int(left / (1.16 * mean)))  # 16 % extra for slower steps, evaluations, samples
     return -highest(-steps, config.device)  # the lowest, if there are several processes
@@ -499,6 +501,7 @@ def set_up(config, given):
             was = getattr(model.config, name)
             require(name in may_differ or given[name] == was,
                     f"--{name.replace('_', '-')}: the saved run has {was}")
+        # The saved settings, but for what is given now; folder and device are today's.
         given = {**given, "out_dir": config.out_dir, "device": config.device}
         config = replace(model.config, **given)
     elif RANK == 0 and not config.overwrite:
@@ -636,14 +639,14 @@ def check(config, given):
     """Raises UserError for the first of the flags given that makes no sense."""
     writing = "prompt" in given or "prompt_file" in given
     limits = {f.name: f.metadata.get("limits", (-math.inf, math.inf)) for f in fields(config)}
+    fits = {*WRITING, "out_dir", "device", "seed"} if writing else limits.keys() - WRITING
     for name, value in given.items():
         option, (low, high) = "--" + name.replace("_", "-"), limits[name]
         require(value != "" or name == "prompt", f"{option} is empty")
         require(type(value) not in (int, float) or low <= value <= high,
                 f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
-        use = "writing: add --prompt TEXT" if name in WRITING else "training, not for writing"
-        require(name in ("out_dir", "device", "seed") or writing == (name in WRITING),
-                f"{option} is for {use}")
+        require(name in fits,
+                f"{option} is for {'training' if writing else 'writing: add --prompt TEXT'}")
     for pair in ("minutes", "max_iters"), ("prompt", "prompt_file"):
         require(not set(pair) <= given.keys(), "give one of {} and {}, not both".format(*pair))
 
