@@ -53,7 +53,8 @@ def decode(ids, itos):
 def load_data(path, block_size):
     """Reads a text: (train_data, val_data, itos), integers and a string, the vocabulary."""
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    if text.count("\0") > len(text) / 20:
+    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
+    if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
         raise UserError(f"{path} is UTF-16: save it as UTF-8")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
@@ -117,7 +118,7 @@ def train(path, device, seed, max_iters):
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     tensors = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
 
-    shown_at = time.perf_counter()
+    began = shown = time.perf_counter()
     for step in range(1, max_iters + 1):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - (step - 1) / max_iters)
         xb, yb = get_batch(splits[0], step, seed, batch_size, block_size)
@@ -125,12 +126,13 @@ def train(path, device, seed, max_iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # A large table takes its time: then the losses are shown every few seconds.
-        now = time.perf_counter()
-        if step % eval_interval == 0 or step == max_iters or now > shown_at + 5:
+        if step % eval_interval == 0 or step == max_iters:
             losses = [exact_loss(table, ids) for ids in tensors]
             print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
-            shown_at = now
+        elif time.perf_counter() - shown > 4:  # a large table takes its time
+            shown = time.perf_counter()
+            left = (shown - began) / step * (max_iters - step)
+            print(f"step {step}, about {left:.0f} s left", flush=True)
 
     # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
     # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
@@ -161,7 +163,8 @@ def main(argv=None):
     except BrokenPipeError:  # whoever reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:
-        parser.error(f"byte {error.start} is not UTF-8 text: save the file as UTF-8, or unpack it")
+        parser.error(f"{args.data or 'the text'} is not UTF-8 text: see byte {error.start}; "
+                     "save it as UTF-8, or unpack it")
     except UserError as error:
         parser.error(str(error))
     except OSError as error:

@@ -123,7 +123,8 @@ def load_data(path, block_size):
     Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
     """
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    require(text.count("\0") <= len(text) / 20, f"{path} is UTF-16: save it as UTF-8")
+    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
+    require(min(nuls) > 0 or max(nuls) <= 2 + len(text) / 50, f"{path} is UTF-16: save it as UTF-8")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
@@ -398,11 +399,14 @@ def grow(model, optimizer):
 def write_file(path, data):
     """Replaces the file `path` by these bytes: completely, or not at all."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk, not only on its way there
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way there
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, model, itos, **more):
@@ -559,9 +563,10 @@ def train(model, optimizer, splits, itos, run):
 
     while True:
         # Between two steps a run can be saved and stopped. If one process is to stop, all do.
-        over = step >= config.max_iters or highest(len(stopped), device)
+        done = step >= config.max_iters
+        over = done or highest(len(stopped), device)
         # Now and then: how good is the model, on text it learns from and on text it never saw?
-        due = step % config.eval_interval == 0 or step >= config.max_iters
+        due = done or step % config.eval_interval == 0
         if RANK == 0 and due and (not log or log[-1]["step"] < step):
             losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
             log.append({"step": step, "tokens": step * step_tokens, "seconds": round(seconds, 2),
@@ -577,7 +582,7 @@ def train(model, optimizer, splits, itos, run):
             table = [log[0].keys(), *(row.values() for row in log)]
             lines = [",".join(map(str, row)) + "\n" for row in table]
             write_file(out_dir / "log.csv", "".join(lines).encode())
-        if RANK == 0 and (time.perf_counter() > sample_at or step >= config.max_iters):
+        if RANK == 0 and (done or time.perf_counter() > sample_at):
             text = "".join(sample(model, itos, seed=config.seed))
             show(f"what it writes after {step} steps:\n{text}\n")
             write_file(out_dir / "sample.txt", text.encode())
@@ -723,7 +728,8 @@ def main(argv=None):
     except UserError as error:
         parser.error(str(error))
     except UnicodeDecodeError as error:
-        parser.error(f"byte {error.start} is not UTF-8 text: save the file as UTF-8, or unpack it")
+        parser.error(f"{config.prompt_file or config.data or 'the text'} is not UTF-8 text: "
+                     f"see byte {error.start}; save it as UTF-8, or unpack it")
     except OSError as error:
         parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:

@@ -429,7 +429,7 @@ BAD = [
     ("--data .", "directory"),
     ("--data unreadable.txt", "unreadable.txt: Permission denied"),
     ("--data empty.txt", "161"), ("--data short.txt", "161"),  # how long a text must be for windows of 16
-    ("--data binary.txt", "byte 3 is not UTF-8 text: save the file as UTF-8, or unpack it"),
+    ("--data binary.txt", "binary.txt is not UTF-8 text: see byte 3; save it as UTF-8, or unpack it"),
     ("--n-embd 15", "--n-embd must be a multiple of --n-head"),
     ("--precision fp8", "--precision"), ("--device abacus", "abacus"), ("--unknown 1", "--unknown"),
     ("--out-dir text.txt", "text.txt: File exists"),

@@ -201,7 +201,7 @@ def test_a_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         save(path)
     assert steps[0] == pytest.approx(len(before), rel=0.01)  # it was complete when it was to be made safe
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["model.pt"]
     monkeypatch.setattr(os, "fsync", lambda handle: (steps.append(path.read_bytes() == before), fsync(handle)))
     save(path, n_layer=1)
     assert steps[1:] == [True] and len(path.read_bytes()) < len(before)
@@ -210,3 +210,13 @@ def test_a_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_what_cannot_be_read_is_not_called_damaged(tmp_path):
     with pytest.raises(IsADirectoryError):  # or what else keeps the system from reading it
         transformer.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("bf16, fp32, picked", [(1.0, 2.0, "bf16"), (1.0, 1.2, "fp32"), (2.0, 1.0, "fp32")])
+def test_the_precision_is_bf16_where_it_is_clearly_faster(bf16, fp32, picked, monkeypatch):
+    def repeat(product, **_):
+        product()
+        return [{torch.bfloat16: bf16, torch.float32: fp32}[product.__closure__[0].cell_contents.dtype]]
+
+    monkeypatch.setattr(transformer.timeit, "repeat", repeat)
+    assert transformer.pick_precision("cpu") == picked
