@@ -17,6 +17,10 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+HERE = Path(__file__).resolve().parent
+FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text, once it is there
+TEXT = FETCHED if FETCHED.exists() else HERE / "input.txt"
+
 batch_size = 128     # how many windows of text in one step
 block_size = 8       # characters in a window; a bigram needs only one, more make larger batches
 learning_rate = 0.1  # at the first step; falls to 0 in a straight line
@@ -29,19 +33,10 @@ class UserError(ValueError):
 
 # Data: how does text become integers?
 
-def find_data(path=None):
-    """The text to learn from: `path`, or else the fetched or the built-in one beside this file."""
-    here = Path(__file__).resolve().parent
-    for file in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
-        if Path(file).exists():
-            return Path(file)
-    raise UserError(f"there is no text {path or 'here'}: give one with --data FILE")
-
-
 def encode(text, itos):
     """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary."""
-    # Faster than a loop over the text: translate replaces each character by the one whose code
-    # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
+    # Faster than a loop over the text: translate writes chr(1) for the character itos[1], and so
+    # on; UTF-32 stores chr(1) as the integer 1, in 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
     return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
 
@@ -52,6 +47,8 @@ def decode(ids, itos):
 
 def load_data(path, block_size):
     """Reads a text: (train_data, val_data, itos), integers and a string, the vocabulary."""
+    if not Path(path).exists():
+        raise UserError(f"there is no text {path}: give one with --data FILE")
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
     if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
@@ -149,7 +146,7 @@ def main(argv=None):
     devices = ["cuda"] * cuda + ["cpu"] + ["mps"] * mps
     parser = argparse.ArgumentParser(
         prog="bigram.py", description=__doc__.split("\n")[1], usage=argparse.SUPPRESS)
-    parser.add_argument("--data", help="UTF-8 text to learn from")
+    parser.add_argument("--data", default=str(TEXT), help="UTF-8 text to learn from")
     parser.add_argument("--device", choices=devices, default=devices[0])
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same run")
     parser.add_argument("--max-iters", type=int, default=2000, help="training steps")
@@ -159,16 +156,16 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:
-        train(find_data(args.data), args.device, args.seed, args.max_iters)
+        train(args.data, args.device, args.seed, args.max_iters)
     except BrokenPipeError:  # whoever reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:
-        parser.error(f"{args.data or 'the text'} is not UTF-8 text: see byte {error.start}; "
+        parser.error(f"{args.data} is not UTF-8 text: see byte {error.start}; "
                      "save it as UTF-8, or unpack it")
     except UserError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}")
+        parser.error(f"{error.filename or 'cannot print'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if "MemoryError" not in repr(error) and "allocate" not in repr(error):
             raise

@@ -31,20 +31,22 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 
-# ---------------------------------------------------------------------------------------------
-# Hyperparameters: what can be chosen? Every field is a flag (n_layer is --n-layer).
+# Hyperparameters: what can be chosen? Every field is a flag (n_layer is --n-layer). ----------
 
+HERE = Path(__file__).resolve().parent
+FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text, once it is there
+TEXT = FETCHED if FETCHED.exists() else HERE / "input.txt"
 CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
 
 
-def flag(default, help, low=1e-9, high=1e9, **more):  # low, high: limits of a number
+def flag(default, help, low=1e-9, high=1e9, **more):  # limits; 1e-9: above 0
     return field(default=default, metadata={"help": help, "limits": (low, high), "more": more})
 
 
 @dataclass
 class Config:
-    data: str = flag(None, "UTF-8 text (default: Tiny Shakespeare if it was fetched, or input.txt)")
+    data: str = flag(str(TEXT), "UTF-8 text to learn from")
     out_dir: str = flag("out/transformer", "folder for the model, log.csv and sample.txt")
     device: str = flag(DEVICES[0], "where to compute", choices=DEVICES)
     precision: str = flag(None, "default: the faster one of the two", choices=("fp32", "bf16"))
@@ -78,6 +80,10 @@ class Config:
     top_p: float = flag(None, "or the likeliest that together have this probability", high=1)
     num_samples: int = flag(1, "how many texts")
 
+# Which flags are for writing, and which for both; all others are for training.
+WRITING = "prompt", "prompt_file", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p"
+BOTH = "out_dir", "device", "seed"
+
 # On a GPU steps are cheap: the text is seen many times, and dropout keeps it from being memorised.
 CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, dropout=0.2, grow_at=0.0)
 
@@ -90,24 +96,14 @@ def require(condition, message):
     if not condition:
         raise UserError(message)
 
-# ---------------------------------------------------------------------------------------------
-# Data: how does text become integers?
-
-def find_data(path=None):
-    """The text to learn from: `path`, or else the fetched or the built-in one beside this file."""
-    here = Path(__file__).resolve().parent
-    for file in [path] if path else [here / "data/tinyshakespeare/input.txt", here / "input.txt"]:
-        if Path(file).exists():
-            return Path(file)
-    raise UserError(f"there is no text {path or 'here'}: give one with --data FILE")
-
+# Data: how does text become integers? --------------------------------------------------------
 
 def encode(text, itos):
     """Text to integers, (len(text),) int32: places in itos. UserError: a character is not there."""
-    unknown = "".join(sorted(set(text) - set(itos)))
-    require(not unknown, f"the character {unknown[:1]!r} is not in the model's vocabulary")
-    # Faster than a loop over the text: translate replaces each character by the one whose code
-    # point is its integer, and UTF-32 stores code points as integers of 4 bytes.
+    unknown = min(set(text) - set(itos), default="")
+    require(not unknown, f"the character {unknown!r} is not in the model's vocabulary")
+    # Faster than a loop over the text: translate writes chr(1) for the character itos[1], and so
+    # on; UTF-32 stores chr(1) as the integer 1, in 4 bytes.
     stoi = {ord(c): i for i, c in enumerate(itos)}
     return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
 
@@ -122,6 +118,7 @@ def load_data(path, block_size):
 
     Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
     """
+    require(Path(path).exists(), f"there is no text {path}: give one with --data FILE")
     text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
     nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
     require(min(nuls) > 0 or max(nuls) <= 2 + len(text) / 50, f"{path} is UTF-16: save it as UTF-8")
@@ -139,8 +136,7 @@ def get_batch(data, step, seed, batch_size, block_size):
     windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)]).long()  # (B, T+1)
     return windows[:, :-1], windows[:, 1:]
 
-# ---------------------------------------------------------------------------------------------
-# Model: given the characters so far, how likely is each next one? Smallest part first.
+# Model: given the characters so far, how likely is each next one? Smallest part first. -------
 
 def attention(q, k, v, mask, dropout=nn.Identity()):
     """softmax(q k^T / sqrt(d) + mask) v, for all heads ("Attention Is All You Need", 3.2.1).
@@ -174,8 +170,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, d)
                    for part in self.qkv(x).split(C, dim=-1))
         if cache is not None:  # (2, B, H, S, d): keys and values of the positions before `start`
-            cache[0, :, :, start:start + T] = k
-            cache[1, :, :, start:start + T] = v
+            cache[:, :, :, start:start + T] = torch.stack((k, v))
             k, v = cache[:, :, :, :start + T]  # (B, H, S, d) each
         out = attention(q, k, v, self.mask[start:start + T, :start + T], self.dropout)
         out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
@@ -319,8 +314,7 @@ def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
     for idx_next in model.stream(idx, max_new_tokens, generator=generator, **how):
         yield decode(idx_next[0], itos)
 
-# ---------------------------------------------------------------------------------------------
-# Training, part by part: how are the weights learned?
+# Training, part by part: how are the weights learned? ----------------------------------------
 
 def get_lr(step, config):
     """The learning rate of a step: up in a straight line to learning_rate, then down to 0."""
@@ -360,10 +354,9 @@ def estimate_loss(model, data, max_tokens):
     config, device = model.config, model.lm_head.weight.device
     # Windows that follow one another cover the data; if that is too much, take every n-th of them.
     T, n = config.block_size, math.ceil(len(data) / max_tokens)
-    windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T]  # (N, T+1)
-    total, batch_size = 0.0, math.ceil(8192 / T)
-    for i in range(0, len(windows), batch_size):
-        xy = torch.from_numpy(windows[i:i + batch_size].astype(np.int64)).to(device)
+    windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T].astype(np.int64)
+    total = 0.0
+    for xy in torch.from_numpy(windows).to(device).split(math.ceil(8192 / T)):  # (B, T+1)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             total += model(xy[:, :-1], xy[:, 1:])[1].item() * len(xy)
     return total / len(windows)
@@ -372,19 +365,18 @@ def estimate_loss(model, data, max_tokens):
 def evaluate(what, model, splits, max_tokens):
     """Shows the losses of the model on both splits, and returns them."""
     n = min(max_tokens, len(splits[1]))
-    losses = [estimate_loss(model, data, n) for data in splits]
-    show(f"{what}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f} "
+    train_loss, val_loss = (estimate_loss(model, data, n) for data in splits)
+    show(f"{what}: train loss {train_loss:.4f}, val loss {val_loss:.4f} "
          f"(on up to {n:,} characters)")
-    return losses
+    return {"train_loss": train_loss, "val_loss": val_loss}
 
 
 @torch.no_grad()
 def grow(model, optimizer):
     """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
     # The first things learned need few blocks, and few blocks train faster (stacking: Gong et al.
-    # 2019, "Efficient Training of BERT by Progressively Stacking"). The other blocks were not
-    # in use until now, so nothing changed them. The loss jumps, and is soon lower than it was.
-    # The optimizer's memory of each weight is copied, too.
+    # 2019, "Efficient Training of BERT by Progressively Stacking"). The loss jumps, and is soon
+    # lower than it was. The optimizer's memory of each weight is copied, too.
     n_layer = len(model.blocks)
     for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
         source = model.blocks[i * model.depth // n_layer]  # 2 become 6: 0 0 0 1 1 1
@@ -393,8 +385,7 @@ def grow(model, optimizer):
             optimizer.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
     model.depth = n_layer
 
-# ---------------------------------------------------------------------------------------------
-# Files: what is kept, and how?
+# Files: what is kept, and how? ---------------------------------------------------------------
 
 def write_file(path, data):
     """Replaces the file `path` by these bytes: completely, or not at all."""
@@ -420,24 +411,21 @@ def save_checkpoint(path, model, itos, **more):
 def load_checkpoint(path):
     """Returns (model, checkpoint), on the CPU. Raises OSError, and UserError for a damaged file."""
     require(Path(path).exists(), f"there is no {path}: train a model, or say --out-dir where it is")
-    file = io.BytesIO(Path(path).read_bytes())
+    data = Path(path).read_bytes()
     try:
-        if zipfile.ZipFile(file).testzip():  # torch.load would not notice a flipped bit
+        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load would not notice a flipped bit
             raise ValueError("a part of it is not what was saved")
-        file.seek(0)
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)  # runs no code in it
+        checkpoint = torch.load(io.BytesIO(data), "cpu", weights_only=True)  # runs no code in it
         saved = checkpoint["config"]
         config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
         model = GPT(config, len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
         model.depth = checkpoint.get("depth", config.n_layer)
     except Exception as error:  # a file can be wrong in countless ways
-        raise UserError(f"{path} is damaged, or not a model of this transformer.py: "
-                        f"{error!r:.100}") from error
+        raise UserError(f"{path} is damaged, or no model of this script: {error!r:.100}") from error
     return model, checkpoint
 
-# ---------------------------------------------------------------------------------------------
-# Training, all together
+# Training, all together ----------------------------------------------------------------------
 
 # torchrun starts several processes and tells each its number; the first alone prints and saves.
 TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
@@ -500,31 +488,26 @@ def set_up(config, given):
     if config.resume:
         model, saved = load_checkpoint(out_dir / "latest.pt")
         require("run" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
-        may_differ = "data", "out_dir", "device", "max_iters", "resume", "overwrite"
-        for name in given:
+        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
+        for name in sorted(given.keys() - may_differ):
             was = getattr(model.config, name)
-            require(name in may_differ or given[name] == was,
-                    f"--{name.replace('_', '-')}: the saved run has {was}")
+            require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
         # The saved settings, but for what is given now; folder and device are today's.
-        given = {**given, "out_dir": config.out_dir, "device": config.device}
-        config = replace(model.config, **given)
+        today = {"out_dir": config.out_dir, "device": config.device, **given}
+        config = replace(model.config, **today)
     elif RANK == 0 and not config.overwrite:
         require(not any(out_dir.glob("*")), f"{out_dir} is taken: let its model write (--prompt "
                 "\"ROMEO:\"), train it on (--resume), take another --out-dir, or --overwrite it")
     require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
     require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
     require(config.batch_size % WORLD_SIZE == 0, f"--batch-size must be a multiple of {WORLD_SIZE}")
-    path = find_data(config.data)
-    *splits, itos = load_data(path, config.block_size)
+    *splits, itos = load_data(config.data, config.block_size)
     text_hash = hashlib.sha256(b"".join([itos.encode(), *splits])).hexdigest()
     if RANK == 0:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "log.csv").touch()  # from now on the folder is taken
 
-    if config.resume:
-        run = saved["run"]
-        require(run["text_hash"] == text_hash, f"{path} is not the text of the run in {out_dir}")
-    else:
+    if not config.resume:
         run = {"step": 0, "seconds": 0.0, "log": [], "text_hash": text_hash}
         config.precision = config.precision or pick_precision(config.device)
         torch.manual_seed(config.seed)
@@ -532,8 +515,10 @@ def set_up(config, given):
         model.depth = max(1, config.n_layer // 3) if config.grow_at else config.n_layer
     optimizer = make_optimizer(model.to(config.device), config)
     if config.resume:
+        run = saved["run"]
+        require(run["text_hash"] == text_hash, f"{config.data} is not the text of the saved run")
         optimizer.load_state_dict(saved["optimizer"])
-    show(f"text {path}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
+    show(f"text {config.data}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
          f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
          f"{config.precision} on {config.device}")
     if config.max_iters is None:
@@ -546,7 +531,8 @@ def set_up(config, given):
     tokens = config.max_iters * config.batch_size * config.block_size
     config.eval_interval = config.eval_interval or math.ceil(config.max_iters / 10)
     config.eval_tokens = config.eval_tokens or max(1000, tokens // 400)
-    config.data, model.config = str(path.resolve()), config
+    config.data = str(Path(config.data).resolve())
+    model.config = config
     return model, optimizer, splits, itos, run
 
 
@@ -564,23 +550,22 @@ def train(model, optimizer, splits, itos, run):
     while True:
         # Between two steps a run can be saved and stopped. If one process is to stop, all do.
         done = step >= config.max_iters
-        over = done or highest(len(stopped), device)
+        over = done or highest(len(stopped), device) > 0
         # Now and then: how good is the model, on text it learns from and on text it never saw?
         due = done or step % config.eval_interval == 0
         if RANK == 0 and due and (not log or log[-1]["step"] < step):
-            losses = evaluate(f"step {step}", model, splits, config.eval_tokens)
-            log.append({"step": step, "tokens": step * step_tokens, "seconds": round(seconds, 2),
-                        "train_loss": round(losses[0], 6), "val_loss": round(losses[1], 6),
-                        "learning_rate": round(get_lr(step, config), 9),
-                        "grad_norm": round(grad_norm, 6)})
-            if log[-1]["val_loss"] == min(row["val_loss"] for row in log):
+            row = dict(step=step, tokens=step * step_tokens, seconds=seconds,
+                       **evaluate(f"step {step}", model, splits, config.eval_tokens),
+                       learning_rate=get_lr(step, config), grad_norm=grad_norm)
+            log.append({name: round(value, 9) for name, value in row.items()})
+            if log[-1]["val_loss"] == min(old["val_loss"] for old in log):
                 save_checkpoint(out_dir / "model.pt", model, itos)
         if RANK == 0 and (due or over):
-            run.update(step=step, seconds=seconds)  # log is a part of it, and has grown already
+            run.update(step=step, seconds=seconds)  # its log has grown already
             save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
                             optimizer=optimizer.state_dict())
-            table = [log[0].keys(), *(row.values() for row in log)]
-            lines = [",".join(map(str, row)) + "\n" for row in table]
+            table = [log[0].keys(), *(old.values() for old in log)]
+            lines = [",".join(map(str, line)) + "\n" for line in table]
             write_file(out_dir / "log.csv", "".join(lines).encode())
         if RANK == 0 and (done or time.perf_counter() > sample_at):
             text = "".join(sample(model, itos, seed=config.seed))
@@ -602,7 +587,8 @@ def train(model, optimizer, splits, itos, run):
         step, took = step + 1, time.perf_counter() - began
         seconds += took
 
-        # How long will it take? As long as a block took of late, times the blocks still to come.
+        # How long will it take? As long as a block took of late (a running mean in which each step
+        # counts 5 %, and the first one all), times the blocks still to come.
         block_seconds += (took / model.depth - block_seconds) * (0.05 if block_seconds else 1)
         if time.perf_counter() > status_at:
             with_few, left = max(0, grow_step - step), config.max_iters - step  # steps
@@ -617,40 +603,32 @@ def finish(model, splits, run):
     config, out_dir, log = model.config, Path(model.config.out_dir), run["log"]
     if find_spec("matplotlib"):
         from matplotlib.figure import Figure
-        figure = Figure()
-        ax = figure.subplots()
+        ax = Figure().subplots()
         for name in "train_loss", "val_loss":
             ax.plot([row["tokens"] for row in log], [row[name] for row in log], ".-", label=name)
         ax.set_xlabel("characters trained on")
         ax.legend(loc="upper right")
-        figure.savefig(out_dir / "loss.png", dpi=150)
+        ax.figure.savefig(out_dir / "loss.png", dpi=150)
     step = run["step"]
     if step < config.max_iters:
         show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
         return
     best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
-    tokens = step * config.batch_size * config.block_size
-    evaluate("the best model", best, splits, max(1000, tokens // 20))
+    evaluate("the best model", best, splits, max(1000, log[-1]["tokens"] // 20))
     show(f"finished after step {step} (to train on: --resume --max-iters MORE); let it write:\n"
          f"    python transformer.py --out-dir {shlex.quote(config.out_dir)} --prompt ''")
 
-# ---------------------------------------------------------------------------------------------
-# The command line: what did the user ask for, and does it make sense?
+# The command line: what did the user ask for, and does it make sense? ------------------------
 
-WRITING = "prompt", "prompt_file", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p"
-
-
-def check(config, given):
-    """Raises UserError for the first of the flags given that makes no sense."""
-    writing = "prompt" in given or "prompt_file" in given
-    limits = {f.name: f.metadata.get("limits", (-math.inf, math.inf)) for f in fields(config)}
-    fits = {*WRITING, "out_dir", "device", "seed"} if writing else limits.keys() - WRITING
-    for name, value in given.items():
-        option, (low, high) = "--" + name.replace("_", "-"), limits[name]
-        require(value != "" or name == "prompt", f"{option} is empty")
+def check(given, writing):
+    """Raises UserError for the first flag that makes no sense; given has their values by name."""
+    for f in fields(Config):
+        option, value = "--" + f.name.replace("_", "-"), given.get(f.name)
+        low, high = f.metadata.get("limits", (-math.inf, math.inf))
+        require(value != "" or f.name == "prompt", f"{option} is empty")
         require(type(value) not in (int, float) or low <= value <= high,
-                f"{option} must be {'at least' if low == 0 else 'above'} 0 and at most {high:g}")
-        require(name in fits,
+                f"{option} must be {'at least' if low == 0 else 'above'} 0, at most {high:g}")
+        require(value is None or f.name in BOTH or (f.name in WRITING) == writing,
                 f"{option} is for {'training' if writing else 'writing: add --prompt TEXT'}")
     for pair in ("minutes", "max_iters"), ("prompt", "prompt_file"):
         require(not set(pair) <= given.keys(), "give one of {} and {}, not both".format(*pair))
@@ -659,7 +637,7 @@ def check(config, given):
 def let_it_write(config):
     """Prints texts that begin with the prompt, as they come, from the best model in out_dir."""
     torch.set_num_threads(1)  # as fast as two, and not slowed down by what else the machine does
-    model, checkpoint = load_checkpoint(Path(config.out_dir) / "model.pt")
+    model, saved = load_checkpoint(Path(config.out_dir) / "model.pt")
     model.to(config.device)
     prompt = config.prompt
     if config.prompt_file:
@@ -668,20 +646,18 @@ def let_it_write(config):
     for i in range(config.num_samples):
         if i > 0:
             print()
-        for piece in sample(model, checkpoint["itos"], prompt, config.max_new_tokens,
-                            config.seed + i, temperature=config.temperature, top_k=config.top_k,
-                            top_p=config.top_p):
+        for piece in sample(model, saved["itos"], prompt, config.max_new_tokens, config.seed + i,
+                            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p):
             print(piece, end="", flush=True)
         print(flush=True)
 
 
 def launch(config, given):
     """Trains, under torchrun as one of several processes; returns the exit status."""
-    stopped.clear()
-
     def stop(number, frame):
         stopped.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends it at once
+    stopped.clear()
     if threading.current_thread() is threading.main_thread():  # others may not catch signals
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
@@ -707,20 +683,19 @@ def main(argv=None):
     for f in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
         help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help,
-                            **kind, **f.metadata.get("more", {}))
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
+                            help=help.replace("%", "%%"), **f.metadata.get("more", {}))
+    if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     given = vars(parser.parse_args(argv))
+    writing = "prompt" in given or "prompt_file" in given
     cuda = given.get("device", DEVICES[0]) == "cuda"
     config = Config(**{**(CUDA_DEFAULTS if cuda else {}), **given})
     if "minutes" in given:
-        config.max_iters = None  # not the number for a GPU
-    if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
-        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
+        config.max_iters = None  # the minutes decide, not CUDA_DEFAULTS
     try:
-        check(config, given)
-        if "prompt" in given or "prompt_file" in given:
-            return let_it_write(config)
-        return launch(config, given)
+        check(given, writing)
+        return let_it_write(config) if writing else launch(config, given)
     except BrokenPipeError:  # whoever reads the text has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -728,7 +703,7 @@ def main(argv=None):
     except UserError as error:
         parser.error(str(error))
     except UnicodeDecodeError as error:
-        parser.error(f"{config.prompt_file or config.data or 'the text'} is not UTF-8 text: "
+        parser.error(f"{config.prompt_file or given.get('data', 'the text')} is not UTF-8 text: "
                      f"see byte {error.start}; save it as UTF-8, or unpack it")
     except OSError as error:
         parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")

@@ -1,5 +1,7 @@
 """The data loading, in both scripts: text to integers and back, the split, the batches."""
 import os
+import runpy
+import shutil
 import threading
 
 import numpy as np
@@ -51,7 +53,7 @@ def test_line_ends_and_byte_order_mark_through_a_pipe_that_can_be_read_once(scri
     text = b"\xef\xbb\xbf" + b"one\r\ntwo\rthree\n" * 1000
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,))
     writer.start()
-    data, itos = load(script, script.find_data(str(tmp_path / "pipe")))
+    data, itos = load(script, tmp_path / "pipe")
     writer.join()
     assert script.decode(data, itos) == "one\ntwo\nthree\n" * 1000
 
@@ -105,11 +107,15 @@ def test_training_never_sees_the_last_tenth(script, tmp_path):
 
 
 @both
-def test_which_text_is_read_by_default(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "__file__", str(tmp_path / "script.py"))
-    with pytest.raises(script.UserError, match="no text here: give one with --data FILE"):
-        script.find_data()
-    for path in (tmp_path / "input.txt", tmp_path / "data" / "tinyshakespeare" / "input.txt", tmp_path / "mine.txt"):
+def test_which_text_is_read_by_default(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copy(script.__file__, tmp_path)  # in a folder where nothing else is
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(copy)["main"](["--device", "cpu"])
+    assert end.value.code == 2 and f"there is no text {tmp_path / 'input.txt'}: give one with --data" in capsys.readouterr().err
+    for path in (tmp_path / "input.txt", tmp_path / "data" / "tinyshakespeare" / "input.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        assert script.find_data(str(path) if path.name == "mine.txt" else None) == path
+        with pytest.raises(SystemExit):
+            runpy.run_path(copy)["main"](["--device", "cpu"])
+        assert f"the text {path} is too short (0 characters)" in capsys.readouterr().err

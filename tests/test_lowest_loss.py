@@ -55,19 +55,34 @@ def test_any_text_trains_and_the_targets_are_what_was_shown(text, tmp_path, monk
     assert 0.02 < (x[:, 1:] != y[:, :-1]).float().mean() < 0.12  # misread alone: a target is the next character as it is
 
 
-def test_it_is_resumed_exactly(tmp_path, text_file, monkeypatch):
-    run = ["--data", str(text_file), *FLAGS, "--out-dir"]
-    assert lowest_loss.main([*run, str(tmp_path / "unbroken")]) == 0
-    real, steps = transformer.train_step, []
+def test_the_mean_of_the_last_weights_is_kept_and_a_run_is_resumed_exactly(tmp_path, text_file, monkeypatch):
+    monkeypatch.setattr(lowest_loss, "AVERAGED", 0.5)  # steps 10 to 19, with growth at step 13
+    run = ["--data", str(text_file), *FLAGS, "--grow-at", "0.65", "--warmup-iters", "2", "--out-dir"]
+    real, weights, rates, stop_at = transformer.train_step, [], [], 0
 
-    def train_step(*args):
-        steps.append(0)
-        if len(steps) == 7:
+    def train_step(net, optimizer, x, y, lr, config):
+        if len(weights) + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
+        result = real(net, optimizer, x, y, lr, config)
+        weights.append(net.lm_head.weight.detach().clone())
+        rates.append(lr)
+        return result
 
     monkeypatch.setattr(transformer, "train_step", train_step)
-    assert lowest_loss.main([*run, str(tmp_path / "run")]) == 143 and len(steps) == 7
-    assert lowest_loss.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
-    assert_same_end(tmp_path / "run", tmp_path / "unbroken")
-    assert lowest_loss.main(["--prompt", "line", "--out-dir", str(tmp_path / "run")]) is None
+    assert lowest_loss.main([*run, str(tmp_path / "unbroken")]) == 0
+    assert len(weights) == 20 and rates[10:] == [1e-4] * 10 and 0 < rates[9] < rates[8]
+    kept, _ = transformer.load_checkpoint(tmp_path / "unbroken" / "latest.pt")
+    assert torch.allclose(kept.lm_head.weight, torch.stack(weights[10:]).mean(dim=0), atol=1e-7)
+    assert not torch.allclose(kept.lm_head.weight, weights[-1], atol=1e-7)
+    for stop_at in (7, 12, 15):
+        weights.clear()
+        folder = tmp_path / str(stop_at)
+        assert lowest_loss.main([*run, str(folder)]) == 143 and len(weights) == stop_at
+        assert lowest_loss.main(["--resume", "--out-dir", str(folder)]) == 0
+        assert_same_end(folder, tmp_path / "unbroken")
+    assert lowest_loss.main(["--resume", "--max-iters", "30", "--out-dir", str(folder)]) == 0  # 15 to 19 are not in the mean
+    kept, _ = transformer.load_checkpoint(folder / "latest.pt")
+    assert torch.allclose(kept.lm_head.weight, torch.stack(weights[-10:]).mean(dim=0), atol=1e-3)
+    assert kept.lm_head.weight.norm() > 0.95 * weights[-1].norm()
+    assert lowest_loss.main(["--prompt", "line", "--out-dir", str(folder)]) is None
+    assert transformer.train_step is train_step  # all is put back

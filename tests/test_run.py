@@ -93,7 +93,7 @@ def test_the_best_model_by_validation_loss_is_kept(trained, tmp_path, monkeypatc
 
     def evaluate(what, model, splits, max_tokens):
         weights[what] = model.lm_head.weight.clone()
-        return losses.get(what)
+        return dict(zip(("train_loss", "val_loss"), losses.get(what, ())))
 
     monkeypatch.setattr(transformer, "evaluate", evaluate)
     assert status(transformer, "--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS) == 0
@@ -144,12 +144,12 @@ def test_a_run_is_drawn_where_there_is_matplotlib(trained, tmp_path):
 
 def test_a_field_added_to_config_is_a_flag(trained, tmp_path, monkeypatch, capsys):
     """Of any type, with a help text or without."""
-    added = [("width", int, 3), ("slope", float, transformer.flag(-0.5, "how steep")), ("kind", str, "a"), ("fast", bool, False)]
+    added = [("width", int, 3), ("slope", float, transformer.flag(-0.5, "how steep, in %")), ("kind", str, "a"), ("fast", bool, False)]
     monkeypatch.setattr(transformer, "Config", make_dataclass("Config", added, bases=(transformer.Config,)))
     with pytest.raises(SystemExit):
         transformer.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(flag in printed for flag in ("--width", "how steep (default: -0.5)", "--kind", "--fast", "--no-fast"))
+    assert all(flag in printed for flag in ("--width", "how steep, in % (default: -0.5)", "--kind", "--fast", "--no-fast"))
     flags = [*FLAGS, "--max-iters", 1, "--width", 5, "--no-fast"]
     assert status(transformer, "--data", trained[1], "--out-dir", tmp_path / "run", *flags) == 0
     config = transformer.load_checkpoint(tmp_path / "run" / "model.pt")[0].config
@@ -350,7 +350,7 @@ def test_a_run_takes_its_folder_from_its_first_moment_on(trained, tmp_path, monk
 
 @pytest.mark.parametrize("function, calls, error, message", [
     ("train_step", 12, transformer.UserError("the loss is not a finite number"), "not a finite number"),
-    ("write_file", 8, OSError(28, "No space left on device"), "cannot save: No space left on device"),  # the second latest.pt
+    ("write_file", 8, OSError(28, "No space left on device"), "cannot save: No space left on device"),  # the third latest.pt
     ("get_batch", 12, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "--batch-size"),
     ("get_batch", 12, MemoryError(), "--batch-size"),
 ])
