@@ -93,9 +93,9 @@ def main(argv):
         return misread(windows[:, :-1], rng), windows[:, 1:]
 
     def changed_rate(step, config):
-        first = config.max_iters - int(AVERAGED * config.max_iters)  # averaged step
-        now.update(nth=step - first + 1, last=step + 1 == config.max_iters)
-        return get_lr(step, replace(config, max_iters=first)) if step < first else 0.1 * config.learning_rate
+        start = config.max_iters - int(AVERAGED * config.max_iters)  # of the averaging
+        now.update(nth=step - start + 1, last=step + 1 == config.max_iters)
+        return get_lr(step, replace(config, max_iters=start)) if step < start else 0.1 * config.learning_rate
 
     def averaging_step(net, optimizer, x, y, lr, config):
         result = train_step(net, optimizer, x, y, lr, config)
