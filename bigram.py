@@ -1,15 +1,13 @@
 """
-A bigram language model: one table that says, for every character, which character comes next.
+A bigram language model: for each character, how likely is every character to come next?
 
-It is the baseline of Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out",
-and knows nothing but the last character. transformer.py is the model that looks further back.
+It is the baseline of Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out".
 
-    python bigram.py --data my.txt    # without --data: Tiny Shakespeare if fetched, or input.txt
+    python bigram.py --data my.txt    # by default the lecture's text if downloaded, or input.txt
 """
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +16,53 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 HERE = Path(__file__).resolve().parent
-FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text, once it is there
+FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text: see download.py there
 TEXT = FETCHED if FETCHED.exists() else HERE / "input.txt"
 
-batch_size = 128     # how many windows of text in one step
-block_size = 8       # characters in a window; a bigram needs only one, more make larger batches
-learning_rate = 0.1  # at the first step; falls to 0 in a straight line
-eval_interval = 400  # steps between two lines of losses
+batch_size = 128  # sequences per training step
+block_size = 8  # characters per sequence
+max_iters = 2000  # training steps
+eval_interval = 400  # steps between evaluations
+learning_rate = 0.1  # at the first step; it falls linearly to 0
+seed = 1337  # the same seed gives the same run
+device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class UserError(ValueError):
-    """Something the user can put right: shown as one line, then exit status 2."""
+class UserError(Exception):
+    """Something the user can correct: shown as one line, without a traceback."""
 
-
-# Data: how does text become integers?
 
 def encode(text, itos):
-    """Text to integers, (len(text),) int32: each character's place in itos, the vocabulary."""
-    # Faster than a loop over the text: translate writes chr(1) for the character itos[1], and so
-    # on; UTF-32 stores chr(1) as the integer 1, in 4 bytes.
-    stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
+    """Text to integers: itos[i] is the character number i. Raises KeyError for any other."""
+    stoi = {c: i for i, c in enumerate(itos)}
+    return np.fromiter((stoi[c] for c in text), np.int32, len(text))
 
 
-def decode(ids, itos):
+def decode(ids, itos):  # integers to text
     return "".join(itos[i] for i in ids)
 
 
 def load_data(path, block_size):
-    """Reads a text: (train_data, val_data, itos), integers and a string, the vocabulary."""
-    if not Path(path).exists():
-        raise UserError(f"there is no text {path}: give one with --data FILE")
-    text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
-    if min(nuls) == 0 and max(nuls) > 2 + len(text) / 50:
-        raise UserError(f"{path} is UTF-16: save it as UTF-8")
+    """Returns train_data and val_data, arrays of integers, and the vocabulary itos, a string."""
+    text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
     if len(data) - n <= block_size:
-        raise UserError(f"the text {path} is too short ({len(data)} characters): windows of "
-                        f"{block_size} need at least {10 * block_size + 1}")
+        raise UserError(f"{path} is too short: it needs {10 * block_size + 1} characters")
     return data[:n], data[n:], itos
 
 
 def get_batch(data, step, seed, batch_size, block_size):
-    """Windows x at random places, by (seed, step) alone, and y, one character later: (B, T)."""
+    """Random inputs x and targets y (x shifted by one), (B, T). Depends only on seed and step."""
     starts = np.random.default_rng((seed, step)).integers(len(data) - block_size, size=batch_size)
-    windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)]).long()  # (B, T+1)
+    positions = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
+    windows = torch.from_numpy(data[positions]).long()
     return windows[:, :-1], windows[:, 1:]
 
 
-# Model: given a character, how likely is each next one?
-
 class BigramLanguageModel(nn.Module):
-    """A table of logits with a row for each character: vocab_size x vocab_size parameters."""
+    """Row i of its table holds the logits of the character that follows character i."""
 
     def __init__(self, vocab_size):
         super().__init__()
@@ -87,90 +77,62 @@ class BigramLanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
-        """Returns idx, (B, T) integers, with max_new_tokens sampled ones appended."""
+        """Returns idx, (B, T) integers, with max_new_tokens sampled tokens appended."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -1:])  # (B, 1, C): only the last character counts
+            logits, _ = self(idx[:, -1:])  # (B, 1, C): only the last character matters
             probs = F.softmax(logits[:, -1], dim=-1)  # (B, C)
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
         return idx
 
 
-# Training, then sampling: what does the table learn, and what does it write?
-
 def exact_loss(table, data):
-    """The mean loss in nats of a (C, C) table of logits over all pairs of neighbours in data."""
+    """Mean loss in nats of a (C, C) table of logits over all pairs of neighbors in data."""
     return -F.log_softmax(table, dim=-1)[data[:-1], data[1:]].mean().item()
 
 
-def train(path, device, seed, max_iters):
-    *splits, itos = load_data(path, block_size)
-    C = len(itos)
-    print(f"text {path}: {sum(map(len, splits)):,} characters, {C} distinct\n"
-          f"device {device}, {C * C:,} parameters, {max_iters:,} steps", flush=True)
-    torch.set_num_threads(1)  # there is little to do: a second thread would wait for the first
+def train(path):
+    train_data, val_data, itos = load_data(path, block_size)
+    vocab_size = len(itos)
+    print(f"{path}: {len(train_data) + len(val_data):,} characters, {vocab_size} distinct")
     torch.manual_seed(seed)
-    model = BigramLanguageModel(C).to(device)
-    table = model.token_embedding_table.weight.data  # (C, C); changes as the model learns
+    model = BigramLanguageModel(vocab_size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    tensors = [torch.from_numpy(data.astype(np.int64)).to(device) for data in splits]
-
-    began = shown = time.perf_counter()
-    for step in range(1, max_iters + 1):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - (step - 1) / max_iters)
-        xb, yb = get_batch(splits[0], step, seed, batch_size, block_size)
+    splits = [torch.from_numpy(data).long().to(device) for data in (train_data, val_data)]
+    for step in range(max_iters + 1):
+        if step % eval_interval == 0 or step == max_iters:
+            losses = [exact_loss(model.token_embedding_table.weight.data, data) for data in splits]
+            print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
+        xb, yb = get_batch(train_data, step, seed, batch_size, block_size)
         logits, loss = model(xb.to(device), yb.to(device))
         optimizer.zero_grad()
         loss.backward()
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / max_iters)  # 0 at the end
         optimizer.step()
-        if step % eval_interval == 0 or step == max_iters:
-            losses = [exact_loss(table, ids) for ids in tensors]
-            print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
-        elif time.perf_counter() - shown > 4:  # a large table takes its time
-            shown = time.perf_counter()
-            left = (shown - began) / step * (max_iters - step)
-            print(f"step {step}, about {left:.0f} s left", flush=True)
 
-    # Counting the pairs gives such a table, too: the logarithms of counts are logits, as softmax
-    # makes shares of them. (One is added to each count, for the pairs that are not in the text.)
-    pairs = tensors[0][:-1] * C + tensors[0][1:]  # each pair as one integer
-    counts = torch.bincount(pairs, minlength=C * C).view(C, C) + 1
-    losses = [exact_loss(counts.log(), ids) for ids in tensors]
-    print("counted instead: train loss {:.4f}, val loss {:.4f}\n".format(*losses))
-    context = torch.tensor([[max(itos.find("\n"), 0)]], device=device)
+    # Counting gives the same kind of table: softmax(log counts) is just the normalized counts.
+    pairs = splits[0][:-1] * vocab_size + splits[0][1:]  # each pair as one integer
+    counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
+    losses = [exact_loss((counts + 1).log(), data) for data in splits]  # + 1: log 0 is -inf
+    print("by counting: train loss {:.4f}, val loss {:.4f}\n".format(*losses))
+    context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(model.generate(context, max_new_tokens=500)[0, 1:], itos))
 
 
 def main(argv=None):
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    devices = ["cuda"] * cuda + ["cpu"] + ["mps"] * mps
-    parser = argparse.ArgumentParser(
-        prog="bigram.py", description=__doc__.split("\n")[1], usage=argparse.SUPPRESS)
-    parser.add_argument("--data", default=str(TEXT), help="UTF-8 text to learn from")
-    parser.add_argument("--device", choices=devices, default=devices[0])
-    parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same run")
-    parser.add_argument("--max-iters", type=int, default=2000, help="training steps")
-    args = parser.parse_args(argv)
-    if args.data == "" or not 0 <= args.seed <= 1e9 or not 1 <= args.max_iters <= 1e9:
-        parser.error("--data must not be empty, --seed 0 to 1e9, --max-iters 1 to 1e9")
-    if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
-        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
+    parser = argparse.ArgumentParser("bigram.py", "python bigram.py [--data FILE]")
+    parser.add_argument("--data", default=TEXT, help="text to learn from, UTF-8")
     try:
-        train(args.data, args.device, args.seed, args.max_iters)
-    except BrokenPipeError:  # whoever reads it has seen enough
+        train(parser.parse_args(argv).data)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # nobody reads the output any more, as after "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UnicodeDecodeError as error:
-        parser.error(f"{args.data} is not UTF-8 text: see byte {error.start}; "
-                     "save it as UTF-8, or unpack it")
-    except UserError as error:
+    except (UserError, OSError, UnicodeDecodeError) as error:
         parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error.filename or 'cannot print'}: {error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if "MemoryError" not in repr(error) and "allocate" not in repr(error):
-            raise
-        parser.error("out of memory: the table has a row and a column for each distinct character")
 
 
 if __name__ == "__main__":
-    main()
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
+    sys.exit(main())
