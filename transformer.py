@@ -1,28 +1,24 @@
 """
-A GPT-2 small enough to train on a laptop: characters in, characters out, everything on one page.
+A small GPT-2 from scratch: data, model, training and text generation in one file.
 
-It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out", in its order
-and with its names, and goes past it: the trained model is kept, a stopped run goes on where it
-was, and each new character costs the work of one character instead of the whole context.
+It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" and keeps its
+names. It goes further: the trained model is saved, training can be interrupted at any time and
+resumed from the last save, and text is generated with a KV cache. Two CPU cores are enough.
 
-    python transformer.py                      # train for 20 minutes; two CPU cores are enough
-    python transformer.py --prompt "ROMEO:"    # let the trained model write
-    python transformer.py --resume             # go on after an interruption
+    python transformer.py                       # train; after a few steps it shows the time left
+    python transformer.py --resume              # continue an interrupted run
+    python transformer.py --prompt "ROMEO:"     # generate text with the trained model
+    python transformer.py --help                # list all options
 """
 import argparse
-import hashlib
 import io
 import math
 import os
-import shlex
-import signal
 import sys
-import threading
 import time
 import timeit
-import zipfile
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.util import find_spec
+import zlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,117 +27,87 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 
-# Hyperparameters: what can be chosen? Every field is a flag (n_layer is --n-layer). ----------
-
 HERE = Path(__file__).resolve().parent
-FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text, once it is there
+FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text: see download.py there
 TEXT = FETCHED if FETCHED.exists() else HERE / "input.txt"
-CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
-DEVICES = ["cuda"] * CUDA + ["cpu"] + ["mps"] * MPS  # the first is the default
+CUDA = torch.cuda.is_available()
 
 
-def flag(default, help, low=1e-9, high=1e9, **more):  # limits; 1e-9: above 0
-    return field(default=default, metadata={"help": help, "limits": (low, high), "more": more})
+class UserError(Exception):
+    """Something the user can correct: shown as one line, without a traceback."""
 
+# Hyperparameters -----------------------------------------------------------------------------
 
 @dataclass
 class Config:
-    data: str = flag(str(TEXT), "UTF-8 text to learn from")
-    out_dir: str = flag("out/transformer", "folder for the model, log.csv and sample.txt")
-    device: str = flag(DEVICES[0], "where to compute", choices=DEVICES)
-    precision: str = flag(None, "default: the faster one of the two", choices=("fp32", "bf16"))
-    seed: int = flag(1337, "the same seed on the same machine gives the same run", 0)
-    # the model
-    n_layer: int = flag(6, "blocks, one after the other")
-    n_head: int = flag(6, "attention heads in a block; must divide n_embd")
-    n_embd: int = flag(384, "channels: the length of the vector that stands for a character")
-    block_size: int = flag(256, "context: how many characters the model sees at once")
-    dropout: float = flag(0.0, "fraction of activations zeroed, against overfitting", 0, 0.99)
-    # training it
-    batch_size: int = flag(4, "windows of block_size characters in a step")
-    max_iters: int = flag(None, "training steps (default: as many as fit into the minutes)")
-    minutes: float = flag(20.0, "how long the run takes, where max_iters is not given")
-    grow_at: float = flag(0.85, "fraction of the steps that train a third of the blocks", 0, 0.99)
-    eval_interval: int = flag(None, "steps between evaluations and saves (default: max_iters / 10)")
-    eval_tokens: int = flag(None, "characters of each split used for one (default: by max_iters)")
-    learning_rate: float = flag(1e-3, "the highest, after the warm-up; falls to 0 at max_iters")
-    warmup_iters: int = flag(100, "steps in which the learning rate rises", 0)
-    weight_decay: float = flag(0.1, "pull of the weight matrices towards zero (AdamW)", 0)
-    beta2: float = flag(0.99, "AdamW's memory for squared gradients; higher is longer", 0, 0.999999)
-    grad_clip: float = flag(1.0, "a gradient longer than this is scaled down to it")
-    resume: bool = flag(False, "go on with the run in out_dir; max_iters may be raised")
-    overwrite: bool = flag(False, "start anew where out_dir holds a run already")
-    # letting it write
-    prompt: str = flag(None, "write instead of training: how the text begins (--prompt=-x for -x)")
-    prompt_file: str = flag(None, "a file with the text's beginning, which may have several lines")
-    max_new_tokens: int = flag(500, "characters to add")
-    temperature: float = flag(1.0, "0 takes the likeliest character; higher is more random", 0)
-    top_k: int = flag(None, "choose among the k likeliest characters")
-    top_p: float = flag(None, "or the likeliest that together have this probability", high=1)
-    num_samples: int = flag(1, "how many texts")
+    """The settings that are saved with a model. Each is also a flag: --n-layer sets n_layer."""
+    # model
+    n_layer: int = 6  # number of transformer blocks
+    n_head: int = 6  # attention heads per block
+    n_embd: int = 384  # embedding size
+    block_size: int = 256  # context length in characters
+    dropout: float = 0.2 if CUDA else 0.0  # large batches see the text often and would overfit
+    # training
+    batch_size: int = 64 if CUDA else 4  # sequences per training step
+    max_iters: int = 5000  # training steps
+    eval_interval: int = 250  # steps between evaluations; each prints a sample and saves
+    learning_rate: float = 1e-3  # peak learning rate
+    warmup_iters: int = 100  # steps until the peak
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0  # maximum gradient norm
+    seed: int = 1337
+    dtype: str = ""  # of matrix products: float32 or bfloat16; empty: the faster one
 
-# Which flags are for writing, and which for both; all others are for training.
-WRITING = "prompt", "prompt_file", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p"
-BOTH = "out_dir", "device", "seed"
+    def __post_init__(self):
+        may_be_zero = ["dropout", "warmup_iters", "weight_decay", "seed"]
+        positive = ["n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters",
+                    "eval_interval", "learning_rate", "grad_clip"]
+        for name in positive + may_be_zero:
+            value = getattr(self, name)
+            if not (0 < value <= 1e9 or value == 0 and name in may_be_zero):
+                raise UserError(f"{name} cannot be {value}")
+        if self.n_embd % self.n_head or self.dropout >= 1:
+            raise UserError("n_embd must be a multiple of n_head, and dropout below 1")
+        if self.dtype not in ("", "float32", "bfloat16"):
+            raise UserError("dtype must be float32 or bfloat16")
 
-# On a GPU steps are cheap: the text is seen many times, and dropout keeps it from being memorised.
-CUDA_DEFAULTS = dict(batch_size=64, max_iters=2500, dropout=0.2, grow_at=0.0)
-
-
-class UserError(ValueError):
-    """Something the user can put right: shown as one line, then exit status 2."""
-
-
-def require(condition, message):
-    if not condition:
-        raise UserError(message)
-
-# Data: how does text become integers? --------------------------------------------------------
+# Data ----------------------------------------------------------------------------------------
 
 def encode(text, itos):
-    """Text to integers, (len(text),) int32: places in itos. UserError: a character is not there."""
-    unknown = min(set(text) - set(itos), default="")
-    require(not unknown, f"the character {unknown!r} is not in the model's vocabulary")
-    # Faster than a loop over the text: translate writes chr(1) for the character itos[1], and so
-    # on; UTF-32 stores chr(1) as the integer 1, in 4 bytes.
-    stoi = {ord(c): i for i, c in enumerate(itos)}
-    return np.frombuffer(text.translate(stoi).encode("utf-32-le", "surrogatepass"), dtype="<i4")
+    """Text to integers: itos[i] is the character number i. Raises KeyError for any other."""
+    stoi = {c: i for i, c in enumerate(itos)}
+    return np.fromiter((stoi[c] for c in text), np.int32, len(text))
 
 
-def decode(ids, itos):
-    """Integers to text: the inverse of encode."""
+def decode(ids, itos):  # integers to text
     return "".join(itos[i] for i in ids)
 
 
 def load_data(path, block_size):
-    """Reads a text: (train_data, val_data, itos), integers and the string of distinct characters.
-
-    Raises OSError, UnicodeDecodeError, and UserError if the text is too short or UTF-16.
-    """
-    require(Path(path).exists(), f"there is no text {path}: give one with --data FILE")
-    text = Path(path).read_text(encoding="utf-8-sig")  # line ends become \n
-    nuls = text[::2].count("\0"), text[1::2].count("\0")  # UTF-16 has them at every other place
-    require(min(nuls) > 0 or max(nuls) <= 2 + len(text) / 50, f"{path} is UTF-16: save it as UTF-8")
+    """Returns train_data and val_data, arrays of integers, and the vocabulary itos, a string."""
+    text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
-    require(len(data) - n > block_size, f"the text {path} is too short ({len(data)} characters): "
-            f"windows of {block_size} need at least {10 * block_size + 1}")
+    if len(data) - n <= block_size:
+        raise UserError(f"{path} is too short: it needs {10 * block_size + 1} characters")
     return data[:n], data[n:], itos
 
 
 def get_batch(data, step, seed, batch_size, block_size):
-    """Windows x at random places, by (seed, step) alone, and y, one character later: (B, T)."""
+    """Random inputs x and targets y (x shifted by one), (B, T). Depends only on seed and step."""
     starts = np.random.default_rng((seed, step)).integers(len(data) - block_size, size=batch_size)
-    windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)]).long()  # (B, T+1)
+    positions = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
+    windows = torch.from_numpy(data[positions]).long()
     return windows[:, :-1], windows[:, 1:]
 
-# Model: given the characters so far, how likely is each next one? Smallest part first. -------
+# Model ---------------------------------------------------------------------------------------
 
 def attention(q, k, v, mask, dropout=nn.Identity()):
-    """softmax(q k^T / sqrt(d) + mask) v, for all heads ("Attention Is All You Need", 3.2.1).
+    """softmax(q k^T / sqrt(d) + mask) v, in each head ("Attention Is All You Need", 3.2.1).
 
-    q (B, H, T, d), k and v (B, H, S, d) -> (B, H, T, d); mask (T, S) is 0, or -inf: do not look.
+    q (B, H, T, d), k and v (B, H, S, d) -> (B, H, T, d), where H is the number of heads, d = C / H,
+    and the T queries look at S positions. mask (T, S) is -inf in the future and 0 elsewhere.
     """
     wei = (q * q.size(-1)**-0.5) @ k.transpose(-2, -1)  # (B, H, T, d), (B, H, d, S) -> (B, H, T, S)
     wei += mask  # the future gets the weight exp(-inf) = 0
@@ -151,7 +117,7 @@ def attention(q, k, v, mask, dropout=nn.Identity()):
 
 
 class MultiHeadAttention(nn.Module):
-    """The communication between positions: n_head heads of causal self-attention in parallel."""
+    """Causal self-attention, n_head heads in parallel: communication between positions."""
 
     def __init__(self, config):
         super().__init__()
@@ -165,26 +131,25 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x, cache=None, start=0):
         B, T, C = x.shape
         # A Head of the lecture has query(x), key(x) and value(x), each (B, T, d). Here one linear
-        # layer computes those of all heads side by side, (B, T, H * d), with H * d = C. The view
-        # cuts them apart, (B, T, H, d), and the transpose turns each head into a (T, d) matrix.
-        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, d)
-                   for part in self.qkv(x).split(C, dim=-1))
-        if cache is not None:  # (2, B, H, S, d): keys and values of the positions before `start`
+        # layer computes all three for all heads, (B, T, 3 C), and a view tells them apart.
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, -1)  # (B, T, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
+        if cache is not None:  # (2, B, H, block_size, d): keys and values of earlier positions
             cache[:, :, :, start:start + T] = torch.stack((k, v))
-            k, v = cache[:, :, :, :start + T]  # (B, H, S, d) each
+            k, v = cache[:, :, :, :start + T]  # (B, H, S, d) each, S = start + T
         out = attention(q, k, v, self.mask[start:start + T, :start + T], self.dropout)
         out = out.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.dropout(self.proj(out))
 
 
 class FeedForward(nn.Module):
-    """The computation in each position: a linear layer, a non-linearity, a linear layer."""
+    """A linear layer, a non-linearity, a linear layer: computation at each position."""
 
     def __init__(self, config):
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
-            nn.GELU(approximate="tanh"),
+            nn.GELU(approximate="tanh"),  # GPT-2's; the lecture has nn.ReLU()
             nn.Linear(4 * config.n_embd, config.n_embd),
             nn.Dropout(config.dropout),
         )
@@ -219,39 +184,38 @@ class GPT(nn.Module):
         self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.depth = config.n_layer  # how many blocks are in use; the others rest (see grow)
         self.ln_f = nn.LayerNorm(config.n_embd)  # final layer norm
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.token_embedding_table.weight  # tied: one table reads and writes
+        self.lm_head.weight = self.token_embedding_table.weight  # tied: the same table
 
-        # 2 n_layer projections add up in the residual stream, so each starts smaller (section 2.3).
+        # Each block adds two projections to the residual stream, 2 n_layer in all. They start
+        # smaller, so that the sum does not grow with n_layer (GPT-2, section 2.3).
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                into_stream = name.endswith(("proj.weight", "net.2.weight"))  # each part's last one
-                nn.init.normal_(p, std=0.02 / (2 * config.n_layer)**0.5 if into_stream else 0.02)
+                is_projection = name.endswith(("sa.proj.weight", "ffwd.net.2.weight"))
+                std = 0.02 / math.sqrt(2 * config.n_layer) if is_projection else 0.02
+                nn.init.normal_(p, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
-        # Positions start as sines and cosines ("Attention Is All You Need", 3.5) and are then
-        # learned: neighbours resemble each other from the first step on, and the model finds out
-        # much sooner that the characters just before are the ones to look at.
-        c = torch.arange(config.n_embd)  # c // 2 * 2 is 0, 0, 2, 2, ...: a sine and a cosine each
-        angles = torch.arange(config.block_size)[:, None] * 10_000 ** -(c // 2 * 2 / config.n_embd)
-        table = torch.where(c % 2 == 0, angles.sin(), angles.cos())  # (T, C)
-        self.position_embedding_table.weight.data.copy_(0.02 * math.sqrt(2) * table)  # std 0.02
+        # Position embeddings start as sines and cosines ("Attention Is All You Need", 3.5) and are
+        # then learned. Nearby positions start out similar, so the model learns sooner to attend to
+        # recent characters.
+        table, C = self.position_embedding_table.weight.data, config.n_embd  # (block_size, C)
+        angles = torch.arange(config.block_size)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
+        table[:, 0::2] = 0.02 * math.sqrt(2) * angles.sin()  # on average as large as the others
+        table[:, 1::2] = 0.02 * math.sqrt(2) * angles.cos()[:, :C // 2]
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx, targets (B, T) integers -> logits (B, T, vocab_size), mean loss in nats (or None).
 
-        With a cache, idx holds the characters from position `start` on, and the cache the keys and
-        values of those before. Raises ValueError where the text would outgrow block_size.
+        With a cache, idx holds only the tokens from position `start` on; the cache has the keys and
+        values of all earlier ones. start + T must not exceed block_size.
         """
         B, T = idx.shape
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} characters, but block_size is {self.config.block_size}")
         tok_emb = self.token_embedding_table(idx)  # (B, T, C)
         pos_emb = self.position_embedding_table.weight[start:start + T]  # (T, C)
         x = self.dropout(tok_emb + pos_emb)  # (B, T, C)
-        for i, block in enumerate(self.blocks[:self.depth]):
+        for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[i], start)
         logits = self.lm_head(self.ln_f(x))  # (B, T, vocab_size)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -259,459 +223,298 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
-        """Yields max_new_tokens times the next tokens (B, 1), sampled after idx (B, T).
+        """Yields max_new_tokens new tokens, (B, 1) each, sampled to follow idx, (B, T).
 
-        When the window of block_size positions is full, its later half moves to position 0 and is
-        computed anew; all other tokens cost one position's work each. Call eval() first.
+        When the context is full, its second half is re-encoded from position 0; all other steps
+        process a single token. Call eval() first, or dropout is active.
         """
         c = self.config
-        cache = self.lm_head.weight.new_empty(  # the keys and values of positions before `start`
+        cache = self.lm_head.weight.new_empty(  # keys and values of the positions before `start`
             c.n_layer, 2, len(idx), c.n_head, c.block_size, c.n_embd // c.n_head)
-        window, start = idx[:, -c.block_size:], 0  # the window is what the model sees
+        context, start = idx[:, -c.block_size:], 0
         for _ in range(max_new_tokens):
-            if window.size(1) > c.block_size:
-                window, start = window[:, -max(1, c.block_size // 2):], 0
-            logits, _ = self(window[:, start:], cache=cache, start=start)
-            start = window.size(1)
+            if context.size(1) > c.block_size:
+                context, start = context[:, -max(1, c.block_size // 2):], 0
+            logits, _ = self(context[:, start:], cache=cache, start=start)
+            start = context.size(1)
             probs = next_token_probs(logits[:, -1], temperature, top_k, top_p)  # (B, vocab_size)
             idx_next = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
-            window = torch.cat((window, idx_next), dim=1)
+            context = torch.cat((context, idx_next), dim=1)
             yield idx_next
 
     def generate(self, idx, max_new_tokens, *args, **kwargs):
-        """Returns idx (B, T) with max_new_tokens sampled tokens appended; see stream."""
+        """Returns idx, (B, T), with max_new_tokens sampled tokens appended; see stream."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, *args, **kwargs)], dim=1)
 
 
 def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     """The distribution to sample from, (B, vocab_size) like logits.
 
-    Below 1 temperature makes the likely likelier; at 0 the likeliest alone is left. top_k keeps
-    the k likeliest, top_p the fewest of the likeliest that together have that probability
-    (nucleus sampling, Holtzman et al. 2020, section 3.1).
+    A temperature below 1 sharpens the distribution; 0 is greedy. top_k keeps the k most likely
+    tokens, top_p the fewest with a total of at least p (Holtzman et al. 2020, section 3.1).
     """
-    if temperature < 1e-6:  # greedy
-        temperature, top_k = 1.0, 1
-    likely, order = F.softmax(logits.float() / temperature, dim=-1).sort(dim=-1, descending=True)
+    probs = F.softmax(logits.float() / max(temperature, 1e-30), dim=-1)
+    probs, order = probs.sort(dim=-1, descending=True)
     if top_k is not None:
-        likely[:, top_k:] = 0
+        probs[:, top_k:] = 0
     if top_p is not None:
-        likely = likely / likely.sum(dim=-1, keepdim=True)
-        before = likely.cumsum(dim=-1) - likely  # the probability of all that are likelier
-        likely = likely.where(before < top_p, 0)
-    probs = torch.zeros_like(likely).scatter(-1, order, likely)  # in the old order again
+        probs /= probs.sum(dim=-1, keepdim=True)
+        cumulative = probs.cumsum(dim=-1) - probs  # of all more likely tokens
+        probs[cumulative >= top_p] = 0
+    probs = torch.zeros_like(probs).scatter(-1, order, probs)  # back into vocabulary order
     return probs / probs.sum(dim=-1, keepdim=True)
 
 
-def sample(model, itos, prompt="", max_new_tokens=200, seed=1337, **how):
-    """Yields the prompt and the characters that follow it, one by one; no prompt: a line begins."""
+def sample(model, itos, prompt="", max_new_tokens=150, seed=1337, **sampling):
+    """Yields the prompt, then characters that continue it, one by one; see next_token_probs."""
     model.eval()
     device = model.lm_head.weight.device
-    ids = encode(prompt or ("\n" if "\n" in itos else itos[0]), itos)
+    ids = encode(prompt, itos) if prompt else [0]  # like the lecture, start from token 0
     idx = torch.tensor(ids, dtype=torch.long, device=device)[None]  # (1, T)
     generator = torch.Generator(device).manual_seed(seed)
     yield prompt
-    for idx_next in model.stream(idx, max_new_tokens, generator=generator, **how):
+    for idx_next in model.stream(idx, max_new_tokens, generator=generator, **sampling):
         yield decode(idx_next[0], itos)
 
-# Training, part by part: how are the weights learned? ----------------------------------------
+# Training, part by part ----------------------------------------------------------------------
 
 def get_lr(step, config):
-    """The learning rate of a step: up in a straight line to learning_rate, then down to 0."""
-    up = (step + 1) / (config.warmup_iters + 1)
-    down = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
-    return config.learning_rate * max(0, min(up, down))
+    """Learning rate: linear warm-up to config.learning_rate, then linear decay to 0."""
+    warmup = (step + 1) / (config.warmup_iters + 1)
+    decay = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
+    return config.learning_rate * max(0, min(warmup, decay))
 
 
 def make_optimizer(model, config):
-    """AdamW; weight decay pulls at the matrices alone, not at biases and layer norms."""
-    params = list(model.parameters())
-    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=not params[0].is_mps)
+    """AdamW, with weight decay on matrices only, as in GPT (Radford et al. 2018, section 4.1)."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
-def train_step(net, optimizer, x, y, lr, config):
-    """Learns from a batch x, y (B, T). Returns the loss, in nats, and the gradient's length."""
-    net.train()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        logits, loss = net(x, y)
-    optimizer.zero_grad()
-    loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip).item()
-    require(math.isfinite(grad_norm), "the loss is not a finite number any more: "
-            "start anew, with a lower --learning-rate")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return loss.item(), grad_norm
+def fastest_dtype(device):
+    """The faster of float32 and bfloat16 for matrix products; on a CPU, by trying."""
+    def seconds(dtype):
+        a, b = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+        return min(timeit.repeat(lambda: a @ b, number=1, repeat=5))
+    if device == "cpu":
+        return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
+    has_bfloat16 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 @torch.no_grad()
 def estimate_loss(model, data, max_tokens):
-    """The mean loss in nats on about max_tokens of data: the same weights give the same figure."""
+    """Mean loss in nats on about max_tokens of data: evenly spaced windows, always the same."""
     model.eval()
     config, device = model.config, model.lm_head.weight.device
-    # Windows that follow one another cover the data; if that is too much, take every n-th of them.
-    T, n = config.block_size, math.ceil(len(data) / max_tokens)
-    windows = np.lib.stride_tricks.sliding_window_view(data, T + 1)[::n * T].astype(np.int64)
+    windows = torch.from_numpy(data).unfold(0, config.block_size + 1, config.block_size)  # (N, T+1)
+    windows = windows[::math.ceil(len(data) / max_tokens)]
     total = 0.0
-    for xy in torch.from_numpy(windows).to(device).split(math.ceil(8192 / T)):  # (B, T+1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            total += model(xy[:, :-1], xy[:, 1:])[1].item() * len(xy)
+    for batch in windows.split(32):
+        batch = batch.long().to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            logits, loss = model(batch[:, :-1], batch[:, 1:])
+        total += loss.item() * len(batch)
     return total / len(windows)
 
 
-def evaluate(what, model, splits, max_tokens):
-    """Shows the losses of the model on both splits, and returns them."""
-    n = min(max_tokens, len(splits[1]))
-    train_loss, val_loss = (estimate_loss(model, data, n) for data in splits)
-    show(f"{what}: train loss {train_loss:.4f}, val loss {val_loss:.4f} "
-         f"(on up to {n:,} characters)")
-    return {"train_loss": train_loss, "val_loss": val_loss}
-
-
-@torch.no_grad()
-def grow(model, optimizer):
-    """Puts all blocks to use, as copies: each block that was in use becomes several in a row."""
-    # The first things learned need few blocks, and few blocks train faster (stacking: Gong et al.
-    # 2019, "Efficient Training of BERT by Progressively Stacking"). The loss jumps, and is soon
-    # lower than it was. The optimizer's memory of each weight is copied, too.
-    n_layer = len(model.blocks)
-    for i in reversed(range(n_layer)):  # the last one first, as the first ones are the sources
-        source = model.blocks[i * model.depth // n_layer]  # 2 become 6: 0 0 0 1 1 1
-        for p, q in zip(model.blocks[i].parameters(), source.parameters()):
-            p.copy_(q)
-            optimizer.state[p] = {key: value.clone() for key, value in optimizer.state[q].items()}
-    model.depth = n_layer
-
-# Files: what is kept, and how? ---------------------------------------------------------------
-
-def write_file(path, data):
-    """Replaces the file `path` by these bytes: completely, or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk, not only on its way there
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def save_checkpoint(path, model, itos, **more):
-    """Saves the model with all that is needed to use it: its settings and its vocabulary."""
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "depth": model.depth, "config": asdict(model.config),
-                "itos": itos, **more}, file)
-    write_file(Path(path), file.getbuffer())
+def save_checkpoint(path, checkpoint):
+    """Replaces the file atomically: at any moment it is the old one or the new one, complete."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)  # to memory, as it reports a full disk in obscure words
+    tmp = path.with_suffix(".tmp")
+    with open(tmp, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # wait until it is on the disk
+    tmp.replace(path)
 
 
 def load_checkpoint(path):
-    """Returns (model, checkpoint), on the CPU. Raises OSError, and UserError for a damaged file."""
-    require(Path(path).exists(), f"there is no {path}: train a model, or say --out-dir where it is")
-    data = Path(path).read_bytes()
+    """Returns a model, on the CPU, and the checkpoint that it is from, a dictionary."""
     try:
-        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load would not notice a flipped bit
-            raise ValueError("a part of it is not what was saved")
-        checkpoint = torch.load(io.BytesIO(data), "cpu", weights_only=True)  # runs no code in it
-        saved = checkpoint["config"]
-        config = Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
-        model = GPT(config, len(checkpoint["itos"]))
+        checkpoint = torch.load(path, "cpu", weights_only=True)  # never executes code in it
+        model = GPT(Config(**checkpoint["config"]), len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
-        model.depth = checkpoint.get("depth", config.n_layer)
-    except Exception as error:  # a file can be wrong in countless ways
-        raise UserError(f"{path} is damaged, or no model of this script: {error!r:.100}") from error
+    except Exception as error:  # a damaged file raises errors of many kinds
+        raise UserError(f"cannot load {path}: {error!r:.100}") from error
     return model, checkpoint
 
-# Training, all together ----------------------------------------------------------------------
+# Training ------------------------------------------------------------------------------------
 
-# torchrun starts several processes and tells each its number; the first alone prints and saves.
-TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
-RANK, WORLD_SIZE = int(TORCHRUN.get("RANK", 0)), int(TORCHRUN.get("WORLD_SIZE", 1))
-stopped = []  # the signals to stop that have come; train looks after each step
+def new_run(args, settings):
+    """Returns a new model, its optimizer, [train_data, val_data], itos and run.
 
-
-def highest(number, device):
-    """The highest of all processes' numbers. All must call it, or the others wait for ever."""
-    if WORLD_SIZE == 1:
-        return number
-    number = torch.tensor(number, device=device)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return number.item()
-
-
-def pick_precision(device):
-    """bf16 if this machine is clearly faster in it at products of matrices, else fp32: it tries."""
-    def seconds(dtype):
-        a = torch.ones(64 if device == "cpu" else 8192, 384, dtype=dtype, device=device)
-        b = torch.ones(384, 1536, dtype=dtype, device=device)
-        return min(timeit.repeat(lambda: (a @ b)[0, 0].item(), number=1, repeat=10))
-    faster = device != "mps" and 1.3 * seconds(torch.bfloat16) < seconds(torch.float32)
-    return "bf16" if highest(int(faster), device) else "fp32"
-
-
-def steps_that_fit(config, model):
-    """How many steps take config.minutes? Some are timed, with few blocks and with all of them."""
-    began, few = time.perf_counter(), model.depth
-    optimizer = make_optimizer(model, config)  # for these steps alone
-    x = torch.zeros(config.batch_size // WORLD_SIZE, config.block_size).long().to(config.device)
-
-    def seconds(depth):  # for a step, at a learning rate of 0, which changes no weight
-        model.depth = depth
-        return min(timeit.repeat(
-            lambda: train_step(model, optimizer, x, x, 0.0, config), number=1, repeat=10))
-    with_all, with_few = seconds(config.n_layer), seconds(few)  # now depth is what it was
-    mean = config.grow_at * with_few + (1 - config.grow_at) * with_all
-    left = 60 * config.minutes - (time.perf_counter() - began)
-    steps = max(1, int(left / (1.16 * mean)))  # 16 % extra for slower steps, evaluations, samples
-    return -highest(-steps, config.device)  # the lowest, if there are several processes
-
-
-def show(text):
-    """Prints a line. If its reader has closed the pipe, that counts as SIGTERM: save and stop."""
-    try:
-        if RANK == 0:
-            print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is still to be said goes there
-        stopped.append(signal.SIGTERM)
-
-
-def set_up(config, given):
-    """Returns model, optimizer, [train_data, val_data], itos, run: new, or as latest.pt has them.
-
-    run is a dictionary: the step, the seconds of training until then, the log's rows, the text.
+    run is the rest of what latest.pt holds: path and checksum of the text, steps done, seconds of
+    training, the last gradient norm, and the log, which has a row for each evaluation.
     """
-    out_dir = Path(config.out_dir)
-    if config.resume:
-        model, saved = load_checkpoint(out_dir / "latest.pt")
-        require("run" in saved, f"{out_dir / 'latest.pt'} is no run to go on with")
-        may_differ = {"data", "out_dir", "device", "max_iters", "resume", "overwrite"}
-        for name in sorted(given.keys() - may_differ):
-            was = getattr(model.config, name)
-            require(given[name] == was, f"--{name.replace('_', '-')}: the saved run has {was}")
-        # The saved settings, but for what is given now; folder and device are today's.
-        today = {"out_dir": config.out_dir, "device": config.device, **given}
-        config = replace(model.config, **today)
-    elif RANK == 0 and not config.overwrite:
-        require(not any(out_dir.glob("*")), f"{out_dir} is taken: let its model write (--prompt "
-                "\"ROMEO:\"), train it on (--resume), take another --out-dir, or --overwrite it")
-    require(config.n_embd % config.n_head == 0, "--n-embd must be a multiple of --n-head")
-    require(config.n_layer * config.n_embd**2 < 1e8, "more than 1.2 billion parameters: too large")
-    require(config.batch_size % WORLD_SIZE == 0, f"--batch-size must be a multiple of {WORLD_SIZE}")
-    *splits, itos = load_data(config.data, config.block_size)
-    text_hash = hashlib.sha256(b"".join([itos.encode(), *splits])).hexdigest()
-    if RANK == 0:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "log.csv").touch()  # from now on the folder is taken
+    config, path = Config(**settings), os.path.abspath(args.data or TEXT)
+    *splits, itos = load_data(path, config.block_size)
+    config.dtype = config.dtype or fastest_dtype(args.device)
+    torch.manual_seed(config.seed)
+    model = GPT(config, len(itos)).to(args.device)
+    run = {"data": path, "checksum": [zlib.crc32(ids) for ids in splits], "step": 0, "seconds": 0.0,
+           "grad_norm": 0.0, "log": {}}
+    return model, make_optimizer(model, config), splits, itos, run
 
-    if not config.resume:
-        run = {"step": 0, "seconds": 0.0, "log": [], "text_hash": text_hash}
-        config.precision = config.precision or pick_precision(config.device)
-        torch.manual_seed(config.seed)
-        model = GPT(config, len(itos))
-        model.depth = max(1, config.n_layer // 3) if config.grow_at else config.n_layer
-    optimizer = make_optimizer(model.to(config.device), config)
-    if config.resume:
-        run = saved["run"]
-        require(run["text_hash"] == text_hash, f"{config.data} is not the text of the saved run")
-        optimizer.load_state_dict(saved["optimizer"])
-    show(f"text {config.data}: {sum(map(len, splits)):,} characters, {len(itos)} distinct\n"
-         f"{config.n_layer} layers, {sum(p.numel() for p in model.parameters()):,} parameters, "
-         f"{config.precision} on {config.device}")
-    if config.max_iters is None:
-        config.max_iters = steps_that_fit(config, model)
-        show(f"{config.max_iters} steps fit into {config.minutes:g} min "
-             f"(--max-iters {config.max_iters} --precision {config.precision} repeats this run)")
-    if model.depth < config.n_layer:
-        show(f"{model.depth} of {config.n_layer} blocks train for the first {config.grow_at:.0%} "
-             "of the steps")
-    tokens = config.max_iters * config.batch_size * config.block_size
-    config.eval_interval = config.eval_interval or math.ceil(config.max_iters / 10)
-    config.eval_tokens = config.eval_tokens or max(1000, tokens // 400)
-    config.data = str(Path(config.data).resolve())
-    model.config = config
+
+def resume_run(args, settings):
+    """Returns the same as new_run, as they were when latest.pt was saved."""
+    if settings.keys() - {"max_iters", "eval_interval"}:
+        raise UserError("--resume keeps all settings but max_iters and eval_interval")
+    model, run = load_checkpoint(Path(args.out_dir) / "latest.pt")
+    if "optimizer" not in run:
+        raise UserError(f"{args.out_dir}/latest.pt has only a model, not a run")
+    model.config = replace(model.config, **settings)
+    run["data"] = os.path.abspath(args.data or run["data"])
+    *splits, itos = load_data(run["data"], model.config.block_size)
+    if itos != run["itos"] or [zlib.crc32(ids) for ids in splits] != run["checksum"]:
+        raise UserError(f"{run['data']} is not the text of the saved run")
+    optimizer = make_optimizer(model.to(args.device), model.config)
+    optimizer.load_state_dict(run["optimizer"])
     return model, optimizer, splits, itos, run
 
 
-def train(model, optimizer, splits, itos, run):
-    """Trains a model, new or saved, until it is finished or a signal is in `stopped`."""
-    config, device, out_dir = model.config, model.config.device, Path(model.config.out_dir)
-    step, seconds, log = run["step"], run["seconds"], run["log"]
-    grow_step = int(config.grow_at * config.max_iters)
-    step_tokens = config.batch_size * config.block_size
-    grad_norm = block_seconds = sample_at = status_at = 0.0  # not known yet; due at once
-    net = torch.compile(model) if device == "cuda" and find_spec("triton") else model
-    if WORLD_SIZE > 1:  # averages the gradients of all processes; some blocks may have none
-        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-
-    while True:
-        # Between two steps a run can be saved and stopped. If one process is to stop, all do.
-        done = step >= config.max_iters
-        over = done or highest(len(stopped), device) > 0
-        # Now and then: how good is the model, on text it learns from and on text it never saw?
-        due = done or step % config.eval_interval == 0
-        if RANK == 0 and due and (not log or log[-1]["step"] < step):
-            row = dict(step=step, tokens=step * step_tokens, seconds=seconds,
-                       **evaluate(f"step {step}", model, splits, config.eval_tokens),
-                       learning_rate=get_lr(step, config), grad_norm=grad_norm)
-            log.append({name: round(value, 9) for name, value in row.items()})
-            if log[-1]["val_loss"] == min(old["val_loss"] for old in log):
-                save_checkpoint(out_dir / "model.pt", model, itos)
-        if RANK == 0 and (due or over):
-            run.update(step=step, seconds=seconds)  # its log has grown already
-            save_checkpoint(out_dir / "latest.pt", model, itos, run=run,
-                            optimizer=optimizer.state_dict())
-            table = [log[0].keys(), *(old.values() for old in log)]
-            lines = [",".join(map(str, line)) + "\n" for line in table]
-            write_file(out_dir / "log.csv", "".join(lines).encode())
-        if RANK == 0 and (done or time.perf_counter() > sample_at):
-            text = "".join(sample(model, itos, seed=config.seed))
-            show(f"what it writes after {step} steps:\n{text}\n")
-            write_file(out_dir / "sample.txt", text.encode())
-            sample_at = time.perf_counter() + (45 if step else 8)  # seconds
-        if over:
-            return
-        if model.depth < config.n_layer and step >= grow_step:
-            grow(model, optimizer)
-            show(f"step {step}: the model grows to {config.n_layer} blocks")
-
-        # One step. Seeded like this, its batch and its dropout depend on (seed, step) alone.
-        began = time.perf_counter()
-        torch.manual_seed(config.seed + step * WORLD_SIZE + RANK)
-        x, y = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
-        x, y = x[RANK::WORLD_SIZE].to(device), y[RANK::WORLD_SIZE].to(device)
-        loss, grad_norm = train_step(net, optimizer, x, y, get_lr(step, config), config)
-        step, took = step + 1, time.perf_counter() - began
-        seconds += took
-
-        # How long will it take? As long as a block took of late (a running mean in which each step
-        # counts 5 %, and the first one all), times the blocks still to come.
-        block_seconds += (took / model.depth - block_seconds) * (0.05 if block_seconds else 1)
-        if time.perf_counter() > status_at:
-            with_few, left = max(0, grow_step - step), config.max_iters - step  # steps
-            blocks = model.depth * with_few + config.n_layer * (left - with_few)
-            show(f"step {step} of {config.max_iters} | loss {loss:.4f} | {step_tokens / took:,.0f} "
-                 f"tokens/s | {block_seconds * blocks / 60:.1f} min left")
-            status_at = time.perf_counter() + 10
+def evaluate(model, optimizer, splits, itos, run, out_dir):
+    """Prints losses and a sample; saves latest.pt, log.csv and, if it is the best yet, model.pt."""
+    config, step, log = model.config, run["step"], run["log"]
+    train_loss, val_loss = (estimate_loss(model, data, 5_000) for data in splits)
+    print(f"\nstep {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+    if not math.isfinite(train_loss + val_loss):
+        raise UserError("training diverged: restart with a lower --learning-rate")
+    print("".join(sample(model, itos)), end="\n\n", flush=True)
+    log[step] = (step, run["seconds"], get_lr(step, config), run["grad_norm"], train_loss, val_loss)
+    checkpoint = {"model": model.state_dict(), "config": vars(config), "itos": itos}
+    if val_loss == min(row[-1] for row in log.values()):
+        save_checkpoint(out_dir / "model.pt", checkpoint)
+    np.savetxt(out_dir / "log.csv", list(log.values()), fmt="%.9g", delimiter=",", comments="",
+               header="step,seconds,learning_rate,grad_norm,train_loss,val_loss")
+    checkpoint = {**run, **checkpoint, "optimizer": optimizer.state_dict()}
+    save_checkpoint(out_dir / "latest.pt", checkpoint)
 
 
-def finish(model, splits, run):
-    """Draws the losses, if matplotlib is there, and says how good the model is and how to go on."""
-    config, out_dir, log = model.config, Path(model.config.out_dir), run["log"]
-    if find_spec("matplotlib"):
-        from matplotlib.figure import Figure
-        ax = Figure().subplots()
-        for name in "train_loss", "val_loss":
-            ax.plot([row["tokens"] for row in log], [row[name] for row in log], ".-", label=name)
-        ax.set_xlabel("characters trained on")
-        ax.legend(loc="upper right")
-        ax.figure.savefig(out_dir / "loss.png", dpi=150)
-    step = run["step"]
-    if step < config.max_iters:
-        show(f"stopped after step {step} of {config.max_iters}, and saved: --resume goes on")
-        return
-    best = load_checkpoint(out_dir / "model.pt")[0].to(config.device)
-    evaluate("the best model", best, splits, max(1000, log[-1]["tokens"] // 20))
-    show(f"finished after step {step} (to train on: --resume --max-iters MORE); let it write:\n"
-         f"    python transformer.py --out-dir {shlex.quote(config.out_dir)} --prompt ''")
-
-# The command line: what did the user ask for, and does it make sense? ------------------------
-
-def check(given, writing):
-    """Raises UserError for the first flag that makes no sense; given has their values by name."""
-    for f in fields(Config):
-        option, value = "--" + f.name.replace("_", "-"), given.get(f.name)
-        low, high = f.metadata.get("limits", (-math.inf, math.inf))
-        require(value != "" or f.name == "prompt", f"{option} is empty")
-        require(type(value) not in (int, float) or low <= value <= high,
-                f"{option} must be {'at least' if low == 0 else 'above'} 0, at most {high:g}")
-        require(value is None or f.name in BOTH or (f.name in WRITING) == writing,
-                f"{option} is for {'training' if writing else 'writing: add --prompt TEXT'}")
-    for pair in ("minutes", "max_iters"), ("prompt", "prompt_file"):
-        require(not set(pair) <= given.keys(), "give one of {} and {}, not both".format(*pair))
-
-
-def let_it_write(config):
-    """Prints texts that begin with the prompt, as they come, from the best model in out_dir."""
-    torch.set_num_threads(1)  # as fast as two, and not slowed down by what else the machine does
-    model, saved = load_checkpoint(Path(config.out_dir) / "model.pt")
-    model.to(config.device)
-    prompt = config.prompt
-    if config.prompt_file:
-        prompt = Path(config.prompt_file).read_text(encoding="utf-8-sig")
-    prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")  # as in the text it learned from
-    for i in range(config.num_samples):
-        if i > 0:
-            print()
-        for piece in sample(model, saved["itos"], prompt, config.max_new_tokens, config.seed + i,
-                            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p):
-            print(piece, end="", flush=True)
-        print(flush=True)
-
-
-def launch(config, given):
-    """Trains, under torchrun as one of several processes; returns the exit status."""
-    def stop(number, frame):
-        stopped.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends it at once
-    stopped.clear()
-    if threading.current_thread() is threading.main_thread():  # others may not catch signals
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-    if WORLD_SIZE > 1:
-        dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
-        if config.device == "cuda":
+def train(args, settings):
+    """Trains a new model, or continues a saved run, until max_iters steps are done."""
+    device, out_dir = args.device, Path(args.out_dir)
+    rank, world_size = 0, 1
+    if dist.is_torchelastic_launched():  # torchrun started several processes to share each batch
+        if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    model, optimizer, splits, itos, run = set_up(config, given)
-    train(model, optimizer, splits, itos, run)
-    if RANK == 0:
-        finish(model, splits, run)
-    if WORLD_SIZE > 1:
-        dist.barrier()  # a process that leaves while others are at work may abort
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+    begin = resume_run if args.resume else new_run
+    model, optimizer, splits, itos, run = begin(args, settings)
+    config = model.config
+    if config.batch_size % world_size:
+        raise UserError(f"batch_size must be a multiple of {world_size}, the number of processes")
+    if rank == 0:
+        if not args.resume:
+            out_dir.mkdir(parents=True, exist_ok=args.overwrite)  # fails if it exists
+            (out_dir / "latest.pt").unlink(missing_ok=True)  # so that it cannot be resumed
+        n_params = sum(p.numel() for p in model.parameters())
+        print(f"{run['data']}: {sum(map(len, splits)):,} characters, {len(itos)} distinct")
+        print(f"{n_params:,} parameters, {config.dtype} on {device}", flush=True)
+    torch._dynamo.config.suppress_errors = True  # if compiling fails, run uncompiled
+    net = torch.compile(model) if device == "cuda" else model  # the same weights
+    if world_size > 1:  # averages the gradients of all processes
+        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+
+    for step in range(run["step"], config.max_iters + 1):
+        if rank == 0 and (step % config.eval_interval == 0 or step == config.max_iters):
+            evaluate(model, optimizer, splits, itos, run, out_dir)
+        if step == config.max_iters:
+            break
+        t0 = time.perf_counter()
+        torch.manual_seed(config.seed + step * world_size + rank)  # a resumed run drops the same
+        x, y = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
+        x, y = x[rank::world_size].to(device), y[rank::world_size].to(device)
+        model.train()
+        with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            logits, loss = net(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(step, config)
+        optimizer.step()
+        loss = loss.item()  # waits for the GPU, so that dt is right
+        dt = time.perf_counter() - t0
+        run.update(step=step + 1, seconds=run["seconds"] + dt, grad_norm=grad_norm.item())
+        if rank == 0 and (step + 1) % 10 == 0:
+            print(f"step {step + 1} of {config.max_iters}: loss {loss:.4f}, gradient norm "
+                  f"{grad_norm:5.2f}, {dt * (config.max_iters - step - 1) / 60:5.1f} min left",
+                  end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+    if rank == 0:
+        best, _ = load_checkpoint(out_dir / "model.pt")
+        n = min(len(splits[1]), 500_000)
+        train_loss, val_loss = (estimate_loss(best.to(device), data, n) for data in splits)
+        print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on {n:,} "
+              f"characters of each split)\nsaved in {out_dir}; generate text with --prompt")
+    if world_size > 1:
         dist.destroy_process_group()
-    return 128 + stopped[0] if stopped else 0
+
+# Command line --------------------------------------------------------------------------------
+
+def generate_text(args, seed):
+    """Prints a text that begins with the prompt, from the best model in out_dir."""
+    if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1
+            and min(args.top_k, args.max_new_tokens) > 0):
+        raise UserError("need temperature >= 0, 0 < top_p <= 1, top_k >= 1, max_new_tokens >= 1")
+    model, checkpoint = load_checkpoint(Path(args.out_dir) / "model.pt")
+    unknown = set(args.prompt) - set(checkpoint["itos"])
+    if unknown:
+        raise UserError(f"not in the model's vocabulary: {unknown}")
+    torch.set_num_threads(1)  # one token at a time is too little work to share
+    for piece in sample(model.to(args.device), checkpoint["itos"], args.prompt, args.max_new_tokens,
+                        seed, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p):
+        print(piece, end="", flush=True)
+    print()
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="transformer.py", description=__doc__, epilog=f"defaults on a GPU: {CUDA_DEFAULTS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        usage=argparse.SUPPRESS)  # so that an error is one line
+    parser = argparse.ArgumentParser("transformer.py", "python transformer.py [options]",
+                                     epilog="Config in the script explains the hyperparameters.")
+    flag = parser.add_argument
+    flag("--data", help="text to train on, UTF-8 (default: Tiny Shakespeare or input.txt)")
+    flag("--out-dir", default="out/transformer", help="folder of the run (default: %(default)s)")
+    devices = ["cuda"] * CUDA + ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    flag("--device", choices=devices, default=devices[0], help="default: %(default)s")
+    flag("--resume", action="store_true", help="continue the run in out_dir")
+    flag("--overwrite", action="store_true", help="replace the run in out_dir")
+    flag("--prompt", help="generate text that begins like this, instead of training")
+    flag("--max-new-tokens", type=int, default=500, help="characters to generate (default: 500)")
+    flag("--temperature", type=float, default=1.0, help="below 1 more predictable, 0: greedy")
+    flag("--top-k", type=int, default=10**9, help="sample from the k most likely characters")
+    flag("--top-p", type=float, default=1.0, help="sample from the fewest with probability p")
     for f in fields(Config):
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
-        help = f.metadata.get("help", "") + (f" (default: {f.default})" if f.default else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
-                            help=help.replace("%", "%%"), **f.metadata.get("more", {}))
-    if hasattr(sys.stdout, "reconfigure"):  # UTF-8 in files and pipes; ? for what a terminal lacks
-        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
-    given = vars(parser.parse_args(argv))
-    writing = "prompt" in given or "prompt_file" in given
-    cuda = given.get("device", DEVICES[0]) == "cuda"
-    config = Config(**{**(CUDA_DEFAULTS if cuda else {}), **given})
-    if "minutes" in given:
-        config.max_iters = None  # the minutes decide, not CUDA_DEFAULTS
+        if f.type in (int, float, str):  # but not bool, which would read "False" as true
+            flag("--" + f.name.replace("_", "-"), type=f.type, help=f"default: {f.default!r}")
+    args, threads = parser.parse_args(argv), torch.get_num_threads()
+    settings = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
     try:
-        check(given, writing)
-        return let_it_write(config) if writing else launch(config, given)
-    except BrokenPipeError:  # whoever reads the text has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if args.prompt is None:
+            train(args, settings)
+        else:
+            generate_text(args, Config(**settings).seed)
     except KeyboardInterrupt:
+        print("\ninterrupted; training can be continued with --resume", file=sys.stderr)
         return 130
-    except UserError as error:
+    except BrokenPipeError:  # nobody reads the output any more, as after "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except FileExistsError as error:
+        parser.error(f"{error.filename} already exists: use --resume to continue its run, --prompt "
+                     "to generate text, --overwrite, or another --out-dir")
+    except (UserError, OSError, UnicodeDecodeError) as error:
         parser.error(str(error))
-    except UnicodeDecodeError as error:
-        parser.error(f"{config.prompt_file or given.get('data', 'the text')} is not UTF-8 text: "
-                     f"see byte {error.start}; save it as UTF-8, or unpack it")
-    except OSError as error:
-        parser.error(f"{error.filename or 'cannot save'}: {error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if "MemoryError" not in repr(error) and "allocate" not in repr(error):
-            raise
-        parser.error("out of memory: try a smaller --batch-size or model")
+    finally:
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
     sys.exit(main())

@@ -1,11 +1,10 @@
-"""What the tests share: the scripts under test, a small text, and ways to run a script as a user does."""
+"""Shared by the tests: the scripts under test, a small text, and ways to run a script as a user does."""
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,15 @@ sys.path.insert(0, str(ROOT))
 import transformer  # noqa: E402
 
 torch.set_num_threads(1)  # the models in the tests are tiny
+os.environ["OMP_NUM_THREADS"] = "1"
 
-TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, device="cpu", precision="fp32")
+TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.0, batch_size=4, dtype="float32")
 TINY_FLAGS = [part for name, value in TINY.items() for part in ("--" + name.replace("_", "-"), str(value))]
+TINY_FLAGS += ["--device", "cpu"]
 
 
 def tiny_model(vocab_size=11, **changes):
-    """A small GPT with weights large enough for its outputs to differ clearly, ready for sampling."""
+    """A small GPT whose weights are large enough for its outputs to differ clearly, in eval mode."""
     torch.manual_seed(0)
     model = transformer.GPT(transformer.Config(**{**TINY, **changes}), vocab_size).eval()
     for p in model.parameters():
@@ -32,59 +33,61 @@ def tiny_model(vocab_size=11, **changes):
 
 
 def run(script, *args, cwd=None, **env):
-    """Runs a script of this project just as a user does; returns what subprocess.run returns."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, env=env,
+    """Runs a script in a new Python, as a user does; returns what subprocess.run returns."""
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, env={**os.environ, **env},
                           capture_output=True, encoding="utf-8", timeout=100)
 
 
 def status(script, *args):
     """Calls a script's main in this process; returns the exit status."""
     try:
-        return script.main([str(arg) for arg in args])
+        return script.main([str(arg) for arg in args]) or 0
     except SystemExit as end:
         return end.code
 
 
-# Importing torch takes seconds, and many tests need a process of their own. This one imports
-# once, and each test's process is a fork of it.
+# Importing torch takes seconds, and many tests need a process of their own. This one imports it once, and each
+# test's process is a fork of it.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["transformer", "torch._dynamo"])  # the latter is what optimisers import
+processes.set_forkserver_preload(["transformer", "torch._dynamo"])  # optimizers import the latter
 
 
-def in_child(argv, cwd, output):
+def in_child(argv, cwd, output, env, kill):
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(cwd)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the fork server ignores
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     torch.set_num_threads(1)
-    sys.modules["matplotlib"] = None  # as if it were not installed
+    if kill:
+        events, fsync = [], os.fsync
+
+        def touches_a_file(event, args):
+            if event in ("os.rename", "os.mkdir", "os.remove", "fsync") or event == "open" and "w" in (args[1] or ""):
+                events.append(event)
+                if len(events) == kill[0]:
+                    os.kill(os.getpid(), kill[1])
+        os.fsync = lambda handle: (touches_a_file("fsync", handle), fsync(handle))
+        sys.addaudithook(touches_a_file)
     sys.exit(transformer.main(argv))
 
 
 class Command:
-    """A transformer.py at work: its process, and what it has printed so far."""
+    """A running transformer.py. kill=(n, signal) sends it a signal just before it touches a file for the n-th time."""
 
-    def __init__(self, *args, cwd=None):
+    def __init__(self, *args, cwd=None, env={}, kill=None):
         self.output = tempfile.mktemp(prefix="command")
-        self.process = processes.Process(target=in_child, args=([*map(str, args)], str(cwd or os.getcwd()), self.output))
+        args = [*map(str, args)], str(cwd or os.getcwd()), self.output, env, kill
+        self.process = processes.Process(target=in_child, args=args)
         self.process.start()
-
-    def read(self, name):
-        path = Path(f"{self.output}.{name}")
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-
-    def wait_for(self, text):
-        """Waits until the text is printed, or the process has ended."""
-        while text not in self.read("out") and self.process.is_alive():
-            time.sleep(0.002)
 
     def wait(self):
         self.process.join(timeout=60)
-        assert self.process.exitcode is not None, "still at work after a minute"
-        self.returncode, self.stdout, self.stderr = self.process.exitcode, self.read("out"), self.read("err")
-        for name in ("out", "err"):
-            Path(f"{self.output}.{name}").unlink(missing_ok=True)
+        assert self.process.exitcode is not None, "still running after a minute"
+        files = [Path(f"{self.output}.{name}") for name in ("out", "err")]
+        self.returncode, (self.stdout, self.stderr) = self.process.exitcode, [file.read_text("utf-8") for file in files]
+        for file in files:
+            file.unlink()
         return self
 
 
@@ -97,9 +100,9 @@ def some_text():
     return "".join(f"Speaker {i % 7}:\nline {i * i} of the text.\n\n" for i in range(200))[:4000]
 
 
-@pytest.fixture
-def text_file(tmp_path):
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
     """A text of 4,000 characters."""
-    path = tmp_path / "text.txt"
+    path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(some_text())
     return path
