@@ -33,7 +33,7 @@ class UserError(Exception):
 
 
 def encode(text, itos):
-    """Text to integers: itos[i] is the character number i. Raises KeyError for any other."""
+    """Text to integers: itos[i] is character number i. An unknown character is a KeyError."""
     stoi = {c: i for i, c in enumerate(itos)}
     return np.fromiter((stoi[c] for c in text), np.int32, len(text))
 
@@ -99,7 +99,7 @@ def train(path):
     model = BigramLanguageModel(vocab_size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     splits = [torch.from_numpy(data).long().to(device) for data in (train_data, val_data)]
-    for step in range(max_iters + 1):
+    for step in range(max_iters + 1):  # the last one has a learning rate of 0
         if step % eval_interval == 0 or step == max_iters:
             losses = [exact_loss(model.token_embedding_table.weight.data, data) for data in splits]
             print("step {}: train loss {:.4f}, val loss {:.4f}".format(step, *losses), flush=True)
@@ -107,7 +107,7 @@ def train(path):
         logits, loss = model(xb.to(device), yb.to(device))
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / max_iters)  # 0 at the end
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / max_iters)
         optimizer.step()
 
     # Counting gives the same kind of table: softmax(log counts) is just the normalized counts.
@@ -126,7 +126,7 @@ def main(argv=None):
         train(parser.parse_args(argv).data)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # nobody reads the output any more, as after "| head"
+    except BrokenPipeError:  # as after "| head": send the rest nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError, UnicodeDecodeError) as error:
         parser.error(str(error))

@@ -46,7 +46,7 @@ class Config:
     n_head: int = 6  # attention heads per block
     n_embd: int = 384  # embedding size
     block_size: int = 256  # context length in characters
-    dropout: float = 0.2 if CUDA else 0.0  # large batches see the text often and would overfit
+    dropout: float = 0.2 if CUDA else 0.0  # batches of 64 see the text often and overfit
     # training
     batch_size: int = 64 if CUDA else 4  # sequences per training step
     max_iters: int = 5000  # training steps
@@ -64,7 +64,7 @@ class Config:
                     "eval_interval", "learning_rate", "grad_clip"]
         for name in positive + may_be_zero:
             value = getattr(self, name)
-            if not (0 < value <= 1e9 or value == 0 and name in may_be_zero):
+            if not (0 < value <= 1e9 or value == 0 and name in may_be_zero):  # also for nan
                 raise UserError(f"{name} cannot be {value}")
         if self.n_embd % self.n_head or self.dropout >= 1:
             raise UserError("n_embd must be a multiple of n_head, and dropout below 1")
@@ -74,7 +74,7 @@ class Config:
 # Data ----------------------------------------------------------------------------------------
 
 def encode(text, itos):
-    """Text to integers: itos[i] is the character number i. Raises KeyError for any other."""
+    """Text to integers: itos[i] is character number i. An unknown character is a KeyError."""
     stoi = {c: i for i, c in enumerate(itos)}
     return np.fromiter((stoi[c] for c in text), np.int32, len(text))
 
@@ -126,9 +126,9 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", mask, persistent=False)  # not saved
 
-    def forward(self, x, cache=None, start=0):
+    def forward(self, x, cache=None, start=0):  # cache and start: see GPT.forward
         B, T, C = x.shape
         # A Head of the lecture has query(x), key(x) and value(x), each (B, T, d). Here one linear
         # layer computes all three for all heads, (B, T, 3 C), and a view tells them apart.
@@ -202,8 +202,8 @@ class GPT(nn.Module):
         # recent characters.
         table, C = self.position_embedding_table.weight.data, config.n_embd  # (block_size, C)
         angles = torch.arange(config.block_size)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
-        table[:, 0::2] = 0.02 * math.sqrt(2) * angles.sin()  # on average as large as the others
-        table[:, 1::2] = 0.02 * math.sqrt(2) * angles.cos()[:, :C // 2]
+        table[:, 0::2] = 0.02 * math.sqrt(2) * angles.sin()  # the mean of sin^2 is 1/2
+        table[:, 1::2] = 0.02 * math.sqrt(2) * angles.cos()[:, :C // 2]  # C may be odd
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx, targets (B, T) integers -> logits (B, T, vocab_size), mean loss in nats (or None).
@@ -222,21 +222,21 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.inference_mode()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=10**9, top_p=1.0, generator=None):
         """Yields max_new_tokens new tokens, (B, 1) each, sampled to follow idx, (B, T).
 
-        When the context is full, its second half is re-encoded from position 0; all other steps
-        process a single token. Call eval() first, or dropout is active.
+        The first step puts idx into the KV cache, each later step adds one token. When the context
+        is full, its second half is re-encoded from position 0. Call eval() first: no dropout.
         """
         c = self.config
-        cache = self.lm_head.weight.new_empty(  # keys and values of the positions before `start`
+        cache = self.lm_head.weight.new_empty(  # room for keys and values of block_size positions
             c.n_layer, 2, len(idx), c.n_head, c.block_size, c.n_embd // c.n_head)
-        context, start = idx[:, -c.block_size:], 0
+        context, start = idx[:, -c.block_size:], 0  # start: how many tokens are in the cache
         for _ in range(max_new_tokens):
             if context.size(1) > c.block_size:
                 context, start = context[:, -max(1, c.block_size // 2):], 0
             logits, _ = self(context[:, start:], cache=cache, start=start)
-            start = context.size(1)
+            start = context.size(1)  # now all of these are in the cache
             probs = next_token_probs(logits[:, -1], temperature, top_k, top_p)  # (B, vocab_size)
             idx_next = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
             context = torch.cat((context, idx_next), dim=1)
@@ -247,7 +247,7 @@ class GPT(nn.Module):
         return torch.cat([idx, *self.stream(idx, max_new_tokens, *args, **kwargs)], dim=1)
 
 
-def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
+def next_token_probs(logits, temperature=1.0, top_k=10**9, top_p=1.0):
     """The distribution to sample from, (B, vocab_size) like logits.
 
     A temperature below 1 sharpens the distribution; 0 is greedy. top_k keeps the k most likely
@@ -255,12 +255,10 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     """
     probs = F.softmax(logits.float() / max(temperature, 1e-30), dim=-1)
     probs, order = probs.sort(dim=-1, descending=True)
-    if top_k is not None:
-        probs[:, top_k:] = 0
-    if top_p is not None:
-        probs /= probs.sum(dim=-1, keepdim=True)
-        cumulative = probs.cumsum(dim=-1) - probs  # of all more likely tokens
-        probs[cumulative >= top_p] = 0
+    probs[:, top_k:] = 0
+    probs /= probs.sum(dim=-1, keepdim=True)
+    cumulative = probs.cumsum(dim=-1) - probs  # the total of all more likely tokens
+    probs[cumulative >= top_p] = 0
     probs = torch.zeros_like(probs).scatter(-1, order, probs)  # back into vocabulary order
     return probs / probs.sum(dim=-1, keepdim=True)
 
@@ -282,11 +280,11 @@ def get_lr(step, config):
     """Learning rate: linear warm-up to config.learning_rate, then linear decay to 0."""
     warmup = (step + 1) / (config.warmup_iters + 1)
     decay = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
-    return config.learning_rate * max(0, min(warmup, decay))
+    return config.learning_rate * min(warmup, decay)  # the two lines meet at the peak
 
 
 def make_optimizer(model, config):
-    """AdamW, with weight decay on matrices only, as in GPT (Radford et al. 2018, section 4.1)."""
+    """AdamW, with weight decay on matrices only (Radford et al. 2018, section 4.1)."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
@@ -311,7 +309,7 @@ def estimate_loss(model, data, max_tokens):
     model.eval()
     config, device = model.config, model.lm_head.weight.device
     windows = torch.from_numpy(data).unfold(0, config.block_size + 1, config.block_size)  # (N, T+1)
-    windows = windows[::math.ceil(len(data) / max_tokens)]
+    windows = windows[::math.ceil(len(data) / max_tokens)]  # every n-th
     total = 0.0
     for batch in windows.split(32):
         batch = batch.long().to(device)
@@ -324,7 +322,7 @@ def estimate_loss(model, data, max_tokens):
 def save_checkpoint(path, checkpoint):
     """Replaces the file atomically: at any moment it is the old one or the new one, complete."""
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)  # to memory, as it reports a full disk in obscure words
+    torch.save(checkpoint, buffer)  # in memory first: its own error for a full disk is obscure
     tmp = path.with_suffix(".tmp")
     with open(tmp, "wb") as file:
         file.write(buffer.getbuffer())
@@ -334,7 +332,7 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path):
-    """Returns a model, on the CPU, and the checkpoint that it is from, a dictionary."""
+    """Returns the saved model, on the CPU, and the whole checkpoint, a dictionary."""
     try:
         checkpoint = torch.load(path, "cpu", weights_only=True)  # never executes code in it
         model = GPT(Config(**checkpoint["config"]), len(checkpoint["itos"]))
@@ -349,7 +347,7 @@ def new_run(args, settings):
     """Returns a new model, its optimizer, [train_data, val_data], itos and run.
 
     run is the rest of what latest.pt holds: path and checksum of the text, steps done, seconds of
-    training, the last gradient norm, and the log, which has a row for each evaluation.
+    training, the last gradient norm, and the log, by step: a resumed run repeats its first row.
     """
     config, path = Config(**settings), os.path.abspath(args.data or TEXT)
     *splits, itos = load_data(path, config.block_size)
@@ -387,13 +385,12 @@ def evaluate(model, optimizer, splits, itos, run, out_dir):
         raise UserError("training diverged: restart with a lower --learning-rate")
     print("".join(sample(model, itos)), end="\n\n", flush=True)
     log[step] = (step, run["seconds"], get_lr(step, config), run["grad_norm"], train_loss, val_loss)
-    checkpoint = {"model": model.state_dict(), "config": vars(config), "itos": itos}
+    saved = {"model": model.state_dict(), "config": vars(config), "itos": itos}
     if val_loss == min(row[-1] for row in log.values()):
-        save_checkpoint(out_dir / "model.pt", checkpoint)
+        save_checkpoint(out_dir / "model.pt", saved)
     np.savetxt(out_dir / "log.csv", list(log.values()), fmt="%.9g", delimiter=",", comments="",
                header="step,seconds,learning_rate,grad_norm,train_loss,val_loss")
-    checkpoint = {**run, **checkpoint, "optimizer": optimizer.state_dict()}
-    save_checkpoint(out_dir / "latest.pt", checkpoint)
+    save_checkpoint(out_dir / "latest.pt", {**run, **saved, "optimizer": optimizer.state_dict()})
 
 
 def train(args, settings):
@@ -422,13 +419,13 @@ def train(args, settings):
     if world_size > 1:  # averages the gradients of all processes
         net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
 
-    for step in range(run["step"], config.max_iters + 1):
+    for step in range(run["step"], config.max_iters + 1):  # at the last one only evaluate
         if rank == 0 and (step % config.eval_interval == 0 or step == config.max_iters):
             evaluate(model, optimizer, splits, itos, run, out_dir)
         if step == config.max_iters:
             break
         t0 = time.perf_counter()
-        torch.manual_seed(config.seed + step * world_size + rank)  # a resumed run drops the same
+        torch.manual_seed(config.seed + step * world_size + rank)  # resumed: the same dropout
         x, y = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
         x, y = x[rank::world_size].to(device), y[rank::world_size].to(device)
         model.train()
@@ -494,6 +491,7 @@ def main(argv=None):
         if f.type in (int, float, str):  # but not bool, which would read "False" as true
             flag("--" + f.name.replace("_", "-"), type=f.type, help=f"default: {f.default!r}")
     args, threads = parser.parse_args(argv), torch.get_num_threads()
+    # the hyperparameters that were given as flags; those that were not are None
     settings = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
     try:
         if args.prompt is None:
@@ -501,9 +499,9 @@ def main(argv=None):
         else:
             generate_text(args, Config(**settings).seed)
     except KeyboardInterrupt:
-        print("\ninterrupted; training can be continued with --resume", file=sys.stderr)
+        print("\ninterrupted; --resume continues training from the last save", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads the output any more, as after "| head"
+    except BrokenPipeError:  # as after "| head": send the rest nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FileExistsError as error:
         parser.error(f"{error.filename} already exists: use --resume to continue its run, --prompt "

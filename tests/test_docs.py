@@ -1,74 +1,99 @@
-"""What the pages in docs/ and the README say about the scripts is there."""
+"""The README and the pages in docs/ describe what is in the scripts."""
+import io
 import re
 import sys
+import tokenize
+from functools import reduce
+from types import SimpleNamespace
 
+import benchmark
 import pytest
-from conftest import ROOT, TINY_FLAGS
+from conftest import ROOT, TINY_FLAGS, status
 
 import bigram
 import transformer
 
-GUIDE, EXERCISES = ((ROOT / "docs" / name).read_text("utf-8") for name in ("guide.md", "exercises.md"))
-PAGES = ["README.md", "docs/guide.md", "docs/exercises.md", "docs/experiments.md", "docs/training.md", "docs/inside.md"]
-
-
-def is_there(name):
-    for thing in (transformer, bigram):
-        for part in name.split("."):
-            thing = getattr(thing, part, None)
-        if thing is not None:
-            return True
-    return name in transformer.Config.__dataclass_fields__
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+README, GUIDE, EXERCISES = (PAGES[name] for name in ("README.md", "docs/guide.md", "docs/exercises.md"))
+PAGES_TEXT = README + GUIDE + EXERCISES
+SOURCE = "".join((ROOT / name).read_text("utf-8") for name in ("transformer.py", "bigram.py"))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_to_other_files_lead_somewhere(page):
-    text = (ROOT / page).read_text("utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"""(?:\]\(|src=")(?!https?:)([^)#"]+)""", PAGES[page]):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_every_flag_in_the_readme_exists():
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", (ROOT / "README.md").read_text("utf-8")))
-    known = {"--" + name.replace("_", "-") for name in transformer.Config.__dataclass_fields__}
-    source = "".join((ROOT / name).read_text("utf-8") for name in ("transformer.py", "tests/benchmark.py"))
-    assert flags - known - set(re.findall(r'"(--[a-z-]+)"', source)) == {"--help", "--nproc_per_node"}
+def test_pages_keep_their_size():
+    assert len(README.splitlines()) <= 150 and [line for line in README.splitlines() if len(line) > 120] == []
+    steps = re.findall(r"\n## \d+\. (.*?)\nTry", GUIDE, re.DOTALL)
+    prose = [re.sub(r"```.*?```", "", step, flags=re.DOTALL).splitlines()[1:] for step in steps]
+    assert len(steps) == 12 and [lines for lines in prose if len(list(filter(None, lines))) > 10] == []
 
 
-# The guide: its names, its snippets, and what it tells the reader to try
+def test_every_name_on_the_pages_exists():
+    code = [SOURCE, *re.findall(r"```python\n(.*?)```", PAGES_TEXT, re.DOTALL), *(solution for solution, *_ in SOLUTIONS.values())]
+    tokens = tokenize.generate_tokens(io.StringIO("".join(code)).readline)
+    known = {token.string for token in tokens if token.type == tokenize.NAME}
 
-def test_the_guides_snippets_run_and_its_names_exist():
+    def is_there(name):
+        for script in (transformer, bigram):
+            if hasattr(script, name.split(".")[0]):
+                return reduce(lambda thing, part: getattr(thing, part, None), name.split("."), script) is not None
+        return set(name.split(".")) <= known or f'"{name}"' in SOURCE or (ROOT / name).exists()
+    names = set(re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", PAGES_TEXT)) - {"SOLUTIONS", "torchrun"}
+    assert len(names) > 60 and [name for name in names if not is_there(name)] == []
+    assert not any(map(is_there, ("GPT.no_such_method", "no_such_function", "no_such_file.pt")))
+
+
+def test_every_flag_on_the_pages_exists(capsys):
+    assert status(transformer, "--help") == status(bigram, "--help") == 0
+    scripts = "".join(path.read_text("utf-8") for folder in ("docs", "tests") for path in ROOT.glob(f"{folder}/*.py"))
+    known = re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out) + re.findall(r'add_argument\("(--[a-z-]+)"', scripts)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", PAGES_TEXT))
+    assert len(flags) > 20 and flags - set(known) <= {"--nproc_per_node"}  # torchrun's
+
+
+# The guide: its snippets, and what it tells the reader to try
+
+def test_the_guides_snippets_run_and_its_quotations_are_on_the_page():
     names = {}
     head, check = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     exec(head + check, names)
     with pytest.raises(AssertionError):  # and it does compare
         exec(check.replace("third *", "(2 - third) *"), names)
     quoted, = re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL)
-    source = (ROOT / "transformer.py").read_text("utf-8")
-    assert [line for line in quoted.splitlines() if line.strip() not in source and line != "..."] == []
-    spoken_of = re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)`", GUIDE)
-    assert [name for name in spoken_of if not (is_there(name) or name in names or name.endswith(".py"))] == []
-    assert len(spoken_of) > 20 and not is_there("GPT.no_such_method") and not is_there("no_such_function")
+    assert set(quoted.splitlines()) - {line.strip() for line in SOURCE.splitlines()} == {"..."}
 
 
-EDITS = re.findall(r"`([^`]+)`\sto\s`([^`]+)`", GUIDE)
-EDITS += [(old, "") for old in re.findall(r"delete\s`([^`]+)`", GUIDE)] + [("wei += mask", "")]  # that one: exercise 8
+TRIES = {}  # text: ([(old, new), ...], [flag, ...])
+for text in [*re.findall(r"^- (.*?)(?=\n\n|\n- )", GUIDE, re.DOTALL | re.MULTILINE), "Exercise 8: delete `wei += mask`"]:
+    edits = re.findall(r"change\s+`([^`]+)`\s+to\s+`([^`]+)`", text)
+    edits += [(old, "") for old in re.findall(r"delete\s+`([^`]+)`", text)]
+    flags = " ".join(re.findall(r"`(--[^`]+)`", text)).split()
+    if edits or flags:
+        TRIES[text] = edits, flags
 
 
-@pytest.mark.parametrize("old, new", EDITS)
-def test_what_is_to_be_changed_on_the_page_trains_and_writes(old, new, tmp_path, text_file, monkeypatch):
-    page = (ROOT / "transformer.py").read_text("utf-8")
-    assert len(EDITS) == 12 and page.count(old) == 1
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture, which would take longest
-    names = {"__name__": "edited", "__file__": str(ROOT / "transformer.py")}
-    exec(page.replace(old, new), names)
-    flags = ["--data", str(text_file), "--out-dir", str(tmp_path / "out"), *TINY_FLAGS, "--max-iters", "2"]
-    assert names["main"](flags) == 0 and len((tmp_path / "out/sample.txt").read_text("utf-8")) == 200
-
-
-def test_every_flag_in_the_guide_and_the_exercises_exists():
-    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", GUIDE + EXERCISES))
-    assert len(flags) > 15 and all(is_there(flag.replace("-", "_")) for flag in flags)
+@pytest.mark.parametrize("text", TRIES, ids=lambda text: text[:50])
+def test_what_is_to_be_tried_trains_and_generates(text, tmp_path, text_file, capsys):
+    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 14
+    edits, flags = TRIES[text]
+    file = ROOT / ("bigram.py" if "`bigram.py`" in text else "transformer.py")
+    page, script = file.read_text("utf-8"), SimpleNamespace(__name__="edited", __file__=str(file))
+    for old, new in edits:
+        assert old in page
+        page = page.replace(old, new)
+    exec(page, vars(script))
+    if file.name == "bigram.py":
+        assert status(script, "--data", text_file) == 0
+        return
+    where = ["--out-dir", tmp_path / "out", "--device", "cpu"]
+    assert status(script, "--data", text_file, *TINY_FLAGS, *flags, "--max-iters", 2, *where) == 0
+    capsys.readouterr()
+    assert status(script, "--prompt", "line", "--max-new-tokens", 40, *where) == 0
+    assert len(capsys.readouterr().out) == len("line") + 40 + len("\n")
 
 
 # The exercises' checks, each with a solution that must pass and one that must not
@@ -96,9 +121,9 @@ def average_matrix(x):
 def average_softmax(x):
     return torch.full((x.size(1), x.size(1)), float("-inf")).triu(1).softmax(dim=1) @ x
 """, "triu(1)", "triu(2)"),
-    "The likeliest next characters": ("""
+    "The most likely next characters": ("""
 import torch, transformer
-def likeliest(model, itos, text, k):
+def most_likely(model, itos, text, k):
     logits, _ = model(torch.tensor(transformer.encode(text, itos)).long()[None])
     probs, ids = logits[0, -1].softmax(dim=-1).topk(k)
     return [(itos[i], p) for i, p in zip(ids.tolist(), probs.tolist())]
@@ -204,3 +229,11 @@ def test_the_checks_of_the_exercises_tell_right_from_wrong(title):
     exec(solution + check, {})
     with pytest.raises(AssertionError):
         exec(solution.replace(right, wrong) + check, {})
+
+
+def test_the_benchmark_prints_its_table(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--tiny", "--device", "cpu"])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    for label in ("training, batches of 4", "generation, 1 at once", "generation, 64 at once", "loading 3 MB", "to the tenth step"):
+        assert label in printed
