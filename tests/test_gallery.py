@@ -98,7 +98,7 @@ def test_gradients_are_recorded_and_drawn(folder, drawn, text_file, monkeypatch,
         model = start(transformer.Config(**TINY), len(itos))
         model(*transformer.get_batch(data, 0, 1337, 4, 16))[1].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        expected = [torch.cat([p.grad.flatten() for p in part.parameters()]).square().mean()**0.5
+        expected = [torch.cat([p.grad.flatten() for p in part.parameters()]).square().mean().sqrt().item()
                     for part in (model.token_embedding_table, *model.blocks)]
         assert line.get_ydata() == pytest.approx(expected, rel=1e-4)
     assert 0.9 < model.lm_head.weight.std() < 1.1  # PyTorch's own start, not GPT's 0.02

@@ -180,7 +180,7 @@ def test_the_command_generates_what_generate_generates_and_needs_only_model_pt(t
     assert len(fork("--out-dir", trained[0], "--prompt", "").stdout) == 500 + 1
 
 
-@pytest.mark.parametrize("text", ["-x+", "ال أكون ", "a"], ids=["dashes", "Arabic", "no newline"])
+@pytest.mark.parametrize("text", ["-ال أكون", "a"], ids=["a dash and Arabic", "one character"])
 def test_odd_texts_and_prompts_reach_a_file_as_utf8(text, tmp_path):
     (tmp_path / "text.txt").write_text(text * 200, encoding="utf-8")
     assert train(tmp_path / "run", tmp_path / "text.txt", "--max-iters", 1).returncode == 0
