@@ -58,6 +58,7 @@ def in_child(argv, cwd, output, env, kill):
     os.chdir(cwd)
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
     torch.set_num_threads(1)
     if kill:
         events, fsync = [], os.fsync
