@@ -33,7 +33,7 @@ def test_round_trip_of_any_text(text):
 def test_line_ends_and_byte_order_mark_through_a_pipe_that_can_be_read_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     text = b"\xef\xbb\xbf" + "été\n".encode() + b"one\r\ntwo\rthree\n" * 1000
-    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,)).start()
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,), daemon=True).start()
     train_data, val_data, itos = load_data(tmp_path / "pipe", 1)
     assert decode([*train_data, *val_data], itos) == "été\n" + "one\ntwo\nthree\n" * 1000
 

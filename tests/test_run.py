@@ -224,7 +224,7 @@ def test_the_script_on_its_own_without_docstrings_and_with_a_text_from_a_pipe(tr
         page["main"](["--out-dir", str(tmp_path / "run")])  # there is no input.txt beside it
     assert "No such file" in capsys.readouterr().err and not (tmp_path / "run").exists()
     os.mkfifo(tmp_path / "pipe")
-    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(trained[1].read_bytes(),)).start()
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(trained[1].read_bytes(),), daemon=True).start()
     assert not page["main"](["--data", str(tmp_path / "pipe"), "--out-dir", str(tmp_path / "run"), *map(str, FLAGS)])
     assert_same_end(tmp_path / "run", trained[0])
 
