@@ -79,7 +79,7 @@ class Command:
     def __init__(self, *args, cwd=None, env={}, kill=None):
         self.output = tempfile.mktemp(prefix="command")
         args = [*map(str, args)], str(cwd or os.getcwd()), self.output, env, kill
-        self.process = processes.Process(target=in_child, args=args)
+        self.process = processes.Process(target=in_child, args=args, daemon=True)  # ends with pytest
         self.process.start()
 
     def wait(self):
