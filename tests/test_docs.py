@@ -14,8 +14,8 @@ import bigram
 import transformer
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
-README, GUIDE, EXERCISES = (PAGES[name] for name in ("README.md", "docs/guide.md", "docs/exercises.md"))
-PAGES_TEXT = README + GUIDE + EXERCISES
+README, GUIDE, EXERCISES, SOLUTIONS = (PAGES[name] for name in ("README.md", "docs/guide.md", "docs/exercises.md", "docs/solutions.md"))
+PAGES_TEXT = README + GUIDE + EXERCISES + SOLUTIONS
 SOURCE = "".join((ROOT / name).read_text("utf-8") for name in ("transformer.py", "bigram.py"))
 
 
@@ -34,7 +34,7 @@ def test_pages_keep_their_size():
 
 
 def test_every_name_on_the_pages_exists():
-    code = [SOURCE, *re.findall(r"```python\n(.*?)```", PAGES_TEXT, re.DOTALL), *(solution for solution, *_ in SOLUTIONS.values())]
+    code = [SOURCE, *re.findall(r"```python\n(.*?)```", PAGES_TEXT, re.DOTALL)]
     tokens = tokenize.generate_tokens(io.StringIO("".join(code)).readline)
     known = {token.string for token in tokens if token.type == tokenize.NAME}
 
@@ -43,7 +43,7 @@ def test_every_name_on_the_pages_exists():
             if hasattr(script, name.split(".")[0]):
                 return reduce(lambda thing, part: getattr(thing, part, None), name.split("."), script) is not None
         return set(name.split(".")) <= known or f'"{name}"' in SOURCE or (ROOT / name).exists()
-    names = set(re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", PAGES_TEXT)) - {"SOLUTIONS", "torchrun"}
+    names = set(re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", PAGES_TEXT)) - {"torchrun"}
     assert len(names) > 60 and [name for name in names if not is_there(name)] == []
     assert not any(map(is_there, ("GPT.no_such_method", "no_such_function", "no_such_file.pt")))
 
@@ -79,7 +79,7 @@ for text in [*re.findall(r"^- (.*?)(?=\n\n|\n- )", GUIDE, re.DOTALL | re.MULTILI
 
 @pytest.mark.parametrize("text", TRIES, ids=lambda text: text[:50])
 def test_what_is_to_be_tried_trains_and_generates(text, tmp_path, text_file, capsys):
-    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 15
+    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 14
     edits, flags = TRIES[text]
     file = ROOT / ("bigram.py" if "`bigram.py`" in text else "transformer.py")
     page, script = file.read_text("utf-8"), SimpleNamespace(__name__="edited", __file__=str(file))
@@ -97,139 +97,44 @@ def test_what_is_to_be_tried_trains_and_generates(text, tmp_path, text_file, cap
     assert len(capsys.readouterr().out) == len("line") + 40 + len("\n")
 
 
-# The exercises' checks, each with a solution that must pass and one that must not
+# The exercises' checks, which the solutions must pass and wrong ones must not
 
-SOLUTIONS = {
-    "The loss before training": ("""
-import math
-def untrained_loss(vocab_size):
-    return -math.log(1 / vocab_size)
-""", "log(", "log2("),
-    "Count the parameters": ("""
-def parameters(V, L, C, T):
-    return V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
-""", "V * C + T * C", "V * C"),
-    "Average the past in three ways": ("""
-import torch
-def average_loop(x):
-    out = torch.empty_like(x)
-    for t in range(x.size(1)):
-        out[:, t] = x[:, :t + 1].mean(dim=1)
-    return out
-def average_matrix(x):
-    wei = torch.tril(torch.ones(x.size(1), x.size(1)))
-    return (wei / wei.sum(dim=1, keepdim=True)) @ x
-def average_softmax(x):
-    return torch.full((x.size(1), x.size(1)), float("-inf")).triu(1).softmax(dim=1) @ x
-""", "triu(1)", "triu(2)"),
-    "The most likely next characters": ("""
-import torch, transformer
-def most_likely(model, itos, text, k):
-    logits, _ = model(torch.tensor(transformer.encode(text, itos)).long()[None])
-    probs, ids = logits[0, -1].softmax(dim=-1).topk(k)
-    return [(itos[i], p) for i, p in zip(ids.tolist(), probs.tolist())]
-""", "logits[0, -1]", "logits[0, 0]"),
-    "Attention without matrix products": ("""
-import math, torch
-def loop_attention(q, k, v):
-    out = torch.zeros_like(q)
-    for i in range(len(q)):
-        weights = [math.exp(sum(a * b for a, b in zip(q[i], k[j])) / len(q[i])**0.5) for j in range(i + 1)]
-        out[i] = sum(weight / sum(weights) * v[j] for j, weight in enumerate(weights))
-    return out
-""", "**0.5", "**0.4"),
-    "Why the scores are scaled": ("""
-import torch
-def score_std(d, scaled):
-    torch.manual_seed(0)
-    scores = torch.randn(300, d) @ torch.randn(300, d).T
-    return (scores / d**0.5 if scaled else scores).std().item()
-""", "d**0.5", "d"),
-    "Temperature, seen from the other side": ("""
-from transformer import next_token_probs
-def temperature_for(logits, p):
-    low, high = 1e-3, 100
-    for _ in range(60):
-        middle = (low * high)**0.5
-        low, high = (middle, high) if next_token_probs(logits, middle).max() > p else (low, middle)
-    return middle
-""", "range(60)", "range(6)"),
-    "Look into the future": ("""
-import torch
-def leaks(model):
-    idx, changed = torch.zeros(2, 1, 8, dtype=torch.long)
-    changed[0, -1] = 1
-    return not torch.allclose(model(idx)[0][:, :-1], model(changed)[0][:, :-1])
-""", "return not", "return"),
-    "A batch that does not fit": ("""
-import torch
-def accumulated_gradients(model, x, y, parts):
-    model.zero_grad()
-    for some_x, some_y in zip(x.chunk(parts), y.chunk(parts)):
-        loss = model(some_x, some_y)[1] / parts
-        loss.backward()  # adds to the gradients that are there
-    return [p.grad for p in model.parameters()]
-""", " / parts", ""),
-    "Another schedule": ("""
-import math
-def cosine_lr(step, config):
-    if step < config.warmup_iters:
-        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    done = (step - config.warmup_iters) / (config.max_iters - config.warmup_iters)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-""", "(1 + math.cos(math.pi * done)) / 2", "(1 - done)"),
-    "Rotary positions": ("""
-import torch
-def rotate(x, start):
-    T, d = x.shape[-2:]
-    angles = torch.arange(start, start + T)[:, None] * 10_000 ** -(torch.arange(d // 2) * 2 / d)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), dim=-1)
-""", "a * angles.sin() + b * angles.cos()", "a * angles.cos() + b * angles.sin()"),
-    "Your weights in Hugging Face's GPT-2": ("""
-import transformers
-def to_hugging_face(model):
-    c, vocab_size = model.config, model.lm_head.out_features
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head))
-    names = {"token_embedding_table": "wte", "position_embedding_table": "wpe", "blocks": "h", "ln1": "ln_1",
-             "ln2": "ln_2", "sa.qkv": "attn.c_attn", "sa.proj": "attn.c_proj",
-             "ffwd.net.0": "mlp.c_fc", "ffwd.net.2": "mlp.c_proj"}
-    for name, p in model.named_parameters():
-        for ours, new in names.items():
-            name = name.replace(ours, new)
-        theirs.transformer.get_parameter(name).data = p.data.t() if ".c_" in name else p.data
-    return theirs
-""", '"ln1": "ln_1"', '"ln1": "ln_2"'),
-    "Find the head that looks one character back": ("""
-import torch, transformer
-def previous_weights(model, idx):
-    attention, means = transformer.attention, []
-    def watched(q, k, v, mask, *dropout):
-        weights = attention(q, k, torch.eye(k.size(2)).expand(*k.shape[:3], -1), mask)
-        means.append(weights.diagonal(-1, 2, 3).mean(dim=(0, 2)))
-        return attention(q, k, v, mask, *dropout)
-    transformer.attention = watched
-    with torch.no_grad():
-        model(idx)
-    transformer.attention = attention
-    return torch.stack(means)
-""", "diagonal(-1", "diagonal(-2"),
+WRONG = {  # a mistake in each solution, which its check must notice: (right, wrong)
+    "The loss before training": ("log(", "log2("),
+    "Count the parameters": ("V * C + T * C", "V * C"),
+    "Average the past in three ways": ("triu(1)", "triu(2)"),
+    "The most likely next characters": ("logits[0, -1]", "logits[0, 0]"),
+    "Attention without matrix products": ("**0.5", "**0.4"),
+    "Why the scores are scaled": ("d**0.5", "d"),
+    "Temperature, seen from the other side": ("range(60)", "range(6)"),
+    "Look into the future": ("return not", "return"),
+    "A batch that does not fit": (" / parts", ""),
+    "Another schedule": ("(1 + math.cos(math.pi * done)) / 2", "(1 - done)"),
+    "Rotary positions": ("a * angles.sin() + b * angles.cos()", "a * angles.cos() + b * angles.sin()"),
+    "Your weights in Hugging Face's GPT-2": ('"ln1": "ln_1"', '"ln1": "ln_2"'),
+    "Find the head that looks one character back": ("diagonal(-1", "diagonal(-2"),
 }
 
 
-@pytest.mark.parametrize("title", SOLUTIONS)
+@pytest.mark.parametrize("title", WRONG)
 def test_the_checks_of_the_exercises_tell_right_from_wrong(title):
-    assert re.findall(r"## \d+\. (.*)", EXERCISES) == list(SOLUTIONS)
-    exercise, = re.findall(r"## \d+\. " + title + r"\n((?:(?!\n## ).)*)", EXERCISES, re.DOTALL)
-    check, = re.findall(r"```python\n(.*?)```", exercise, re.DOTALL)
-    solution, right, wrong = SOLUTIONS[title]
-    assert right in solution and all(part in exercise for part in (" minutes", "test_docs.py", "<summary>Hint"))
+    def section(page):
+        text, = re.findall(r"## \d+\. " + title + r"\n((?:(?!\n## ).)*)", page, re.DOTALL)
+        return text
+    check, = re.findall(r"```python\n(.*?)```", section(EXERCISES), re.DOTALL)
+    solution, = re.findall(r"```python\n(.*?)```", section(SOLUTIONS), re.DOTALL)
+    right, wrong = WRONG[title]
+    assert right in solution and all(part in section(EXERCISES) for part in (" minutes", "<summary>Hint"))
     if "import transformers" in solution:
         pytest.importorskip("transformers")
     exec(solution + check, {})
     with pytest.raises(AssertionError):
         exec(solution.replace(right, wrong) + check, {})
+
+
+def test_each_exercise_has_a_solution():
+    titles = [re.findall(r"^## \d+\. (.*)", page, re.MULTILINE) for page in (EXERCISES, SOLUTIONS)]
+    assert titles == [list(WRONG)] * 2
 
 
 def test_the_benchmark_prints_its_table(monkeypatch, capsys):
