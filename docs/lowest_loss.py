@@ -8,7 +8,7 @@ memorizes those of the training text, but the validation text has others. So her
   learns to spell names that it does not know;
 - some input characters are replaced by others, so that memorized passages help less;
 - weight decay is three times as strong;
-- after the learning rate has fallen to 0, training goes on for a while at a tenth of the peak rate, and ends with the
+- after the learning rate has fallen to 0, training continues for a while at a tenth of the peak rate, and ends with the
   mean of all weights from then on (stochastic weight averaging, Izmailov et al. 2018).
 
 docs/experiments.md has the evidence. In a short run the tricks only slow training down.
