@@ -46,7 +46,7 @@ class Config:
     n_head: int = 6  # attention heads per block
     n_embd: int = 384  # embedding size
     block_size: int = 256  # context length in characters
-    dropout: float = 0.2 if CUDA else 0.0  # batches of 64 see the text often and overfit
+    dropout: float = 0.2 if CUDA else 0.0  # with batches of 64 the model overfits
     # training
     batch_size: int = 64 if CUDA else 4  # sequences per training step
     max_iters: int = 5000  # training steps
