@@ -320,7 +320,7 @@ def torchrun(n, *args):
     """n processes as torchrun starts them, each with its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))  # no port that a client may get as its own
-        env = dict(TORCHELASTIC_RUN_ID="test", GLOO_SOCKET_IFNAME="lo", WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+        env = dict(TORCHELASTIC_RUN_ID="test", WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
     commands = [Command(*args, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(n)]
     return [command.wait() for command in commands]
 
