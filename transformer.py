@@ -452,6 +452,7 @@ def train(args, settings):
         print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on {n:,} "
               f"characters of each split)\nsaved in {out_dir}; generate text with --prompt")
     if world_size > 1:
+        dist.barrier()  # leaving right after the last step can end in a deadlock of gloo's threads
         dist.destroy_process_group()
 
 # Command line --------------------------------------------------------------------------------

@@ -316,22 +316,13 @@ def test_a_run_owns_its_folder(trained, tmp_path):
 
 # several processes
 
-def torchrun(n, *args, tries=3):
+def torchrun(n, *args):
     """n processes as torchrun starts them, each with its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))  # no port that a client may get as its own
         env = dict(TORCHELASTIC_RUN_ID="test", WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
     commands = [Command(*args, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(n)]
-    try:
-        return [command.wait() for command in commands]
-    except AssertionError:  # seldom they do not find each other: try again, and a deadlock fails at last
-        for command in commands:
-            command.process.kill()
-        if tries == 1:
-            raise
-    if "--resume" not in args:
-        shutil.rmtree(args[-1], ignore_errors=True)
-    return torchrun(n, *args, tries=tries - 1)
+    return [command.wait() for command in commands]
 
 
 def test_several_processes_give_the_losses_of_one_and_only_rank_0_prints(trained, tmp_path):
