@@ -17,7 +17,6 @@ import transformer  # noqa: E402
 
 torch.set_num_threads(1)  # the models in the tests are tiny
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # else it depends on the host name
 
 TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.0, batch_size=4, dtype="float32")
 TINY_FLAGS = [part for name, value in TINY.items() for part in ("--" + name.replace("_", "-"), str(value))]

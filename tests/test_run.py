@@ -2,7 +2,6 @@
 import io
 import math
 import os
-import random
 import runpy
 import shutil
 import signal
@@ -319,7 +318,7 @@ def test_a_run_owns_its_folder(trained, tmp_path):
 def torchrun(n, *args):
     """n processes as torchrun starts them, each with its environment."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))  # no port that a client may get as its own
+        free.bind(("127.0.0.1", 0))
         env = dict(TORCHELASTIC_RUN_ID="test", WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
     commands = [Command(*args, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(n)]
     return [command.wait() for command in commands]
