@@ -44,7 +44,10 @@ def decode(ids, itos):  # integers to text
 
 def load_data(path, block_size):
     """Returns train_data and val_data, arrays of integers, and the vocabulary itos, a string."""
-    text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text ({type(error).__name__}): see --data")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
@@ -128,11 +131,11 @@ def main(argv=None):
         return 130
     except BrokenPipeError:  # as after "| head": send the rest nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError, UnicodeDecodeError) as error:
+    except (UserError, OSError) as error:
         parser.error(str(error))
 
 
 if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook, nor under pythonw
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(main())

@@ -1,14 +1,13 @@
 """
 A small GPT-2 from scratch: data, model, training and text generation in one file.
 
-It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" and keeps its
-names. It goes further: the trained model is saved, training can be interrupted at any time and
-resumed from the last save, and text is generated with a KV cache. Two CPU cores are enough.
+It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" and goes on from
+there: a run is saved and can be resumed, Muon trains all six blocks, a KV cache generates quickly.
 
-    python transformer.py                       # train; after a few steps it shows the time left
-    python transformer.py --resume              # continue an interrupted run
-    python transformer.py --prompt "ROMEO:"     # generate text with the trained model
-    python transformer.py --help                # list all options
+    python transformer.py                      # train; after a few steps it shows the time left
+    python transformer.py --resume             # continue an interrupted run
+    python transformer.py --prompt "ROMEO:"    # generate text with the trained model
+    python transformer.py --help               # list all options
 """
 import argparse
 import io
@@ -18,7 +17,7 @@ import sys
 import time
 import timeit
 import zlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 FETCHED = HERE / "data/tinyshakespeare/input.txt"  # the lecture's text: see download.py there
 TEXT = FETCHED if FETCHED.exists() else HERE / "input.txt"
-CUDA = torch.cuda.is_available()
 
 
 class UserError(Exception):
@@ -46,30 +44,36 @@ class Config:
     n_head: int = 6  # attention heads per block
     n_embd: int = 384  # embedding size
     block_size: int = 256  # context length in characters
-    dropout: float = 0.2 if CUDA else 0.0  # with batches of 64 the model overfits
+    dropout: float = 0.0
     # training
-    batch_size: int = 64 if CUDA else 4  # sequences per training step
-    max_iters: int = 5000  # training steps
-    eval_interval: int = 250  # steps between evaluations; each prints a sample and saves
-    learning_rate: float = 1e-3  # peak learning rate
+    batch_size: int = 16  # sequences per training step
+    max_iters: int = 1200  # training steps
+    eval_interval: int = 60  # steps between evaluations; each prints a sample and saves
+    optimizer: str = "muon"  # muon, or adamw as in the lecture
+    learning_rate: float = 4e-3  # peak learning rate
     warmup_iters: int = 100  # steps until the peak
-    weight_decay: float = 0.1
+    weight_decay: float = 0.2
     grad_clip: float = 1.0  # maximum gradient norm
     seed: int = 1337
     dtype: str = ""  # of matrix products: float32 or bfloat16; empty: the faster one
 
     def __post_init__(self):
-        may_be_zero = ["dropout", "warmup_iters", "weight_decay", "seed"]
         positive = ["n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters",
                     "eval_interval", "learning_rate", "grad_clip"]
-        for name in positive + may_be_zero:
-            value = getattr(self, name)
-            if not (0 < value <= 1e9 or value == 0 and name in may_be_zero):  # also for nan
+        for name, value in vars(self).items():
+            smallest = 1e-9 if name in positive else 0
+            if type(value) in (int, float) and not smallest <= value <= 1e9:  # also for nan
                 raise UserError(f"{name} cannot be {value}")
         if self.n_embd % self.n_head or self.dropout >= 1:
             raise UserError("n_embd must be a multiple of n_head, and dropout below 1")
-        if self.dtype not in ("", "float32", "bfloat16"):
-            raise UserError("dtype must be float32 or bfloat16")
+        if self.dtype not in ("", "float32", "bfloat16") or self.optimizer not in ("muon", "adamw"):
+            raise UserError("dtype is float32 or bfloat16, optimizer is muon or adamw")
+
+
+# Where other defaults are better. A GPU is fast with large batches, and then it sees the text so
+# often that dropout helps.
+DEFAULTS = {"cuda": {"batch_size": 64, "max_iters": 1000, "eval_interval": 50, "dropout": 0.2},
+            "adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}}
 
 # Data ----------------------------------------------------------------------------------------
 
@@ -85,7 +89,10 @@ def decode(ids, itos):  # integers to text
 
 def load_data(path, block_size):
     """Returns train_data and val_data, arrays of integers, and the vocabulary itos, a string."""
-    text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text ({type(error).__name__}): see --data")
     itos = "".join(sorted(set(text)))
     data = encode(text, itos)
     n = int(0.9 * len(data))  # first 90% will be train, rest val
@@ -197,13 +204,6 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
-        # Position embeddings start as sines and cosines ("Attention Is All You Need", 3.5) and are
-        # then learned. Nearby positions start out similar, so the model learns sooner to attend to
-        # recent characters.
-        table, C = self.position_embedding_table.weight.data, config.n_embd  # (block_size, C)
-        angles = torch.arange(config.block_size)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
-        table[:, 0::2] = 0.02 * math.sqrt(2) * angles.sin()  # the mean of sin^2 is 1/2
-        table[:, 1::2] = 0.02 * math.sqrt(2) * angles.cos()[:, :C // 2]  # C may be odd
 
     def forward(self, idx, targets=None, cache=None, start=0):
         """idx, targets (B, T) integers -> logits (B, T, vocab_size), mean loss in nats (or None).
@@ -222,43 +222,40 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.inference_mode()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=10**9, top_p=1.0, generator=None):
-        """Yields max_new_tokens new tokens, (B, 1) each, sampled to follow idx, (B, T).
-
-        The first step puts idx into the KV cache, each later step adds one token. When the context
-        is full, its second half is re-encoded from position 0. Call eval() first: no dropout.
-        """
+    def generate(self, idx, max_new_tokens, generator=None, **sampling):
+        """Yields tokens that continue idx, (B, T), one by one, (B, 1) each. Call eval() first."""
         c = self.config
-        cache = self.lm_head.weight.new_empty(  # room for keys and values of block_size positions
+        # the KV cache: room for keys and values of block_size positions, in each block
+        cache = self.lm_head.weight.new_empty(
             c.n_layer, 2, len(idx), c.n_head, c.block_size, c.n_embd // c.n_head)
-        context, start = idx[:, -c.block_size:], 0  # start: how many tokens are in the cache
+        context = idx[:, -c.block_size:]  # crop idx to the last block_size tokens
+        start = 0  # how many of them are in the cache
         for _ in range(max_new_tokens):
+            # when the context is full, its second half is re-encoded from position 0
             if context.size(1) > c.block_size:
                 context, start = context[:, -max(1, c.block_size // 2):], 0
+            # get the predictions for what is not in the cache yet: mostly one token
             logits, _ = self(context[:, start:], cache=cache, start=start)
-            start = context.size(1)  # now all of these are in the cache
-            probs = next_token_probs(logits[:, -1], temperature, top_k, top_p)  # (B, vocab_size)
+            start = context.size(1)
+            # focus only on the last position
+            probs = next_token_probs(logits[:, -1], **sampling)  # (B, vocab_size)
+            # sample from the distribution
             idx_next = torch.multinomial(probs, num_samples=1, generator=generator)  # (B, 1)
+            # append it to the context
             context = torch.cat((context, idx_next), dim=1)
             yield idx_next
 
-    def generate(self, idx, max_new_tokens, *args, **kwargs):
-        """Returns idx, (B, T), with max_new_tokens sampled tokens appended; see stream."""
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, *args, **kwargs)], dim=1)
-
 
 def next_token_probs(logits, temperature=1.0, top_k=10**9, top_p=1.0):
-    """The distribution to sample from, (B, vocab_size) like logits.
-
-    A temperature below 1 sharpens the distribution; 0 is greedy. top_k keeps the k most likely
-    tokens, top_p the fewest with a total of at least p (Holtzman et al. 2020, section 3.1).
-    """
+    """The distribution to sample from, (B, vocab_size) like logits."""
+    # a temperature below 1 sharpens the distribution; 0 is greedy
     probs = F.softmax(logits.float() / max(temperature, 1e-30), dim=-1)
     probs, order = probs.sort(dim=-1, descending=True)
+    # top-k: keep the k most likely tokens
     probs[:, top_k:] = 0
-    probs /= probs.sum(dim=-1, keepdim=True)
+    # top-p: keep the fewest with a total of at least p (Holtzman et al. 2020, section 3.1)
     cumulative = probs.cumsum(dim=-1) - probs  # the total of all more likely tokens
-    probs[cumulative >= top_p] = 0
+    probs[cumulative >= top_p * probs.sum(dim=-1, keepdim=True)] = 0
     probs = torch.zeros_like(probs).scatter(-1, order, probs)  # back into vocabulary order
     return probs / probs.sum(dim=-1, keepdim=True)
 
@@ -271,25 +268,76 @@ def sample(model, itos, prompt="", max_new_tokens=150, seed=1337, **sampling):
     idx = torch.tensor(ids, dtype=torch.long, device=device)[None]  # (1, T)
     generator = torch.Generator(device).manual_seed(seed)
     yield prompt
-    for idx_next in model.stream(idx, max_new_tokens, generator=generator, **sampling):
+    for idx_next in model.generate(idx, max_new_tokens, generator, **sampling):
         yield decode(idx_next[0], itos)
+
+# Optimizers ----------------------------------------------------------------------------------
+
+def orthogonalize(G):
+    """About U V^T for a matrix G = U S V^T: all its directions get the same strength."""
+    X = G.T if G.size(0) > G.size(1) else G  # so that X X^T is the smaller product
+    X = X / (X.norm() + 1e-7)  # now no singular value is above 1
+    # Newton-Schulz iteration: a singular value s becomes a s + b s^3 + c s^5, and soon about 1.
+    # Jordan et al. 2024 chose these numbers so that five steps suffice.
+    a, b, c, I = 3.4445, -4.7750, 2.0315, torch.eye(len(X)).to(X)
+    for _ in range(5):
+        A = X @ X.T
+        X = (a * I + b * A + c * A @ A) @ X
+    return X.T if G.size(0) > G.size(1) else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Jordan et al. 2024, "Muon"); its products are computed in dtype.
+
+    A few strong directions dominate the gradient of a matrix. Orthogonalized, all directions move
+    the weights equally far, so that the model learns from the weak ones, too.
+    """
+
+    def __init__(self, params, weight_decay, dtype, momentum=0.95):
+        super().__init__(params, dict(weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in [p for p in group["params"] if p.grad is not None]:
+                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(average, group["momentum"])  # Nesterov momentum
+                update = orthogonalize(update.to(self.dtype))
+                # 0.2 sqrt(max): as large as AdamW's updates (Liu et al. 2025, section 2.2)
+                update *= 0.2 * math.sqrt(max(p.shape))
+                p -= group["lr"] * (update + group["weight_decay"] * p)
+
+
+def make_optimizers(model, config):
+    """AdamW and Muon, or only AdamW; weight decay is for matrices (Radford et al. 2018, 4.1).
+
+    Muon is for the matrices in the blocks, which turn vectors into vectors. A table of embeddings
+    is a list of vectors: for AdamW, like biases and layer norms (Jordan et al. 2024).
+    """
+    for_muon, matrices, vectors = [], [], []
+    for name, p in model.named_parameters():
+        if p.dim() < 2:
+            vectors.append(p)
+        elif config.optimizer == "muon" and name.startswith("blocks."):
+            for_muon.append(p)
+        else:
+            matrices.append(p)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    return [adamw, Muon(for_muon, config.weight_decay, dtype)] if for_muon else [adamw]
 
 # Training, part by part ----------------------------------------------------------------------
 
 def get_lr(step, config):
     """Learning rate: linear warm-up to config.learning_rate, then linear decay to 0."""
-    warmup = (step + 1) / (config.warmup_iters + 1)
-    decay = (config.max_iters - step) / max(1, config.max_iters - config.warmup_iters)
+    warmup_iters = min(config.warmup_iters, config.max_iters // 2)  # at most half of the run
+    warmup = (step + 1) / (warmup_iters + 1)
+    decay = (config.max_iters - step) / (config.max_iters - warmup_iters)
     return config.learning_rate * min(warmup, decay)  # the two lines meet at the peak
-
-
-def make_optimizer(model, config):
-    """AdamW, with weight decay on matrices only (Radford et al. 2018, section 4.1)."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay},
-              {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
 def fastest_dtype(device):
@@ -298,9 +346,13 @@ def fastest_dtype(device):
         a, b = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
         return min(timeit.repeat(lambda: a @ b, number=1, repeat=5))
     if device == "cpu":
-        return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
-    has_bfloat16 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    return "bfloat16" if has_bfloat16 else "float32"
+        faster = seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+    else:
+        faster = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    choice = ["bfloat16" if faster else "float32"]
+    if dist.is_initialized():
+        dist.broadcast_object_list(choice)  # every process takes that of rank 0
+    return choice[0]
 
 
 @torch.no_grad()
@@ -338,72 +390,80 @@ def load_checkpoint(path):
         model = GPT(Config(**checkpoint["config"]), len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
     except Exception as error:  # a damaged file raises errors of many kinds
-        raise UserError(f"cannot load {path}: {error!r:.100}") from error
+        raise UserError(f"no trained model in {path}, train one first ({error!r:.100})")
     return model, checkpoint
 
 # Training ------------------------------------------------------------------------------------
 
-def new_run(args, settings):
-    """Returns a new model, its optimizer, [train_data, val_data], itos and run.
+def join_processes(device):
+    """Returns rank and world size: among the processes that torchrun started, or 0 and 1."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
+    if gpu:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group("nccl" if gpu else "gloo", device_id=gpu)
+    return dist.get_rank(), dist.get_world_size()
 
-    run is the rest of what latest.pt holds: path and checksum of the text, steps done, seconds of
-    training, the last gradient norm, and the log, by step: a resumed run repeats its first row.
-    """
-    config, path = Config(**settings), os.path.abspath(args.data or TEXT)
+
+def start(args, settings):
+    """Returns model, optimizers, [train_data, val_data] and run: new, or as latest.pt has them."""
+    defaults = DEFAULTS.get(args.device, {}) | DEFAULTS.get(settings.get("optimizer"), {})
+    saved = {"config": defaults}
+    if args.resume:
+        _, saved = load_checkpoint(args.out_dir / "latest.pt")
+        changed = {name for name in settings if settings[name] != saved["config"].get(name)}
+        if changed - {"max_iters", "eval_interval"}:
+            raise UserError("--resume keeps all settings but max_iters and eval_interval")
+    config = Config(**saved["config"] | settings)
+    path = os.path.abspath(args.data or saved.get("path", TEXT))
     *splits, itos = load_data(path, config.block_size)
     config.dtype = config.dtype or fastest_dtype(args.device)
     torch.manual_seed(config.seed)
     model = GPT(config, len(itos)).to(args.device)
-    run = {"data": path, "checksum": [zlib.crc32(ids) for ids in splits], "step": 0, "seconds": 0.0,
-           "grad_norm": 0.0, "log": {}}
-    return model, make_optimizer(model, config), splits, itos, run
+    optimizers = make_optimizers(model, config)
+    # the rest of what latest.pt holds: which text it is, and how far training is
+    run = {"path": path, "itos": itos, "checksum": zlib.crc32(np.concatenate(splits)),
+           "step": 0, "seconds": 0.0, "grad_norm": 0.0, "log": {}}
+    if args.resume:
+        if any(run[name] != saved.get(name) for name in ("itos", "checksum")):
+            raise UserError(f"{path} is not the text of the saved run")
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(state)
+        run.update({name: saved[name] for name in ("step", "seconds", "grad_norm", "log")})
+        if config.max_iters < run["step"]:
+            raise UserError(f"{run['step']} steps are done: --max-iters cannot be lower")
+    return model, optimizers, splits, run
 
 
-def resume_run(args, settings):
-    """Returns the same as new_run, as they were when latest.pt was saved."""
-    if settings.keys() - {"max_iters", "eval_interval"}:
-        raise UserError("--resume keeps all settings but max_iters and eval_interval")
-    model, run = load_checkpoint(Path(args.out_dir) / "latest.pt")
-    if "optimizer" not in run:
-        raise UserError(f"{args.out_dir}/latest.pt has only a model, not a run")
-    model.config = replace(model.config, **settings)
-    run["data"] = os.path.abspath(args.data or run["data"])
-    *splits, itos = load_data(run["data"], model.config.block_size)
-    if itos != run["itos"] or [zlib.crc32(ids) for ids in splits] != run["checksum"]:
-        raise UserError(f"{run['data']} is not the text of the saved run")
-    optimizer = make_optimizer(model.to(args.device), model.config)
-    optimizer.load_state_dict(run["optimizer"])
-    return model, optimizer, splits, itos, run
-
-
-def evaluate(model, optimizer, splits, itos, run, out_dir):
-    """Prints losses and a sample; saves latest.pt, log.csv and, if it is the best yet, model.pt."""
+def evaluate_and_save(model, optimizers, splits, run, out_dir):
+    """Saves the run, and the model if it is the best yet; then prints its losses and a sample."""
     config, step, log = model.config, run["step"], run["log"]
     train_loss, val_loss = (estimate_loss(model, data, 5_000) for data in splits)
-    print(f"\nstep {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
     if not math.isfinite(train_loss + val_loss):
-        raise UserError("training diverged: restart with a lower --learning-rate")
-    print("".join(sample(model, itos)), end="\n\n", flush=True)
+        raise UserError(f"training diverged by step {step}: restart with a lower --learning-rate")
     log[step] = (step, run["seconds"], get_lr(step, config), run["grad_norm"], train_loss, val_loss)
-    saved = {"model": model.state_dict(), "config": vars(config), "itos": itos}
+    checkpoint = {"model": model.state_dict(), "config": vars(config), "itos": run["itos"]}
     if val_loss == min(row[-1] for row in log.values()):
-        save_checkpoint(out_dir / "model.pt", saved)
-    np.savetxt(out_dir / "log.csv", list(log.values()), fmt="%.9g", delimiter=",", comments="",
-               header="step,seconds,learning_rate,grad_norm,train_loss,val_loss")
-    save_checkpoint(out_dir / "latest.pt", {**run, **saved, "optimizer": optimizer.state_dict()})
+        save_checkpoint(out_dir / "model.pt", checkpoint)
+    checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+    save_checkpoint(out_dir / "latest.pt", {**run, **checkpoint})
+
+    print(f"\nstep {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+    print("".join(sample(model, run["itos"])), end="\n\n", flush=True)
+    try:
+        np.savetxt(out_dir / "log.csv", list(log.values()), fmt="%.9g", delimiter=",", comments="",
+                   header="step,seconds,learning_rate,grad_norm,train_loss,val_loss")
+    except OSError as error:  # as when it is open in Excel; the next evaluation writes all of it
+        print(f"log.csv could not be written: {error}", file=sys.stderr)
 
 
 def train(args, settings):
     """Trains a new model, or continues a saved run, until max_iters steps are done."""
-    device, out_dir = args.device, Path(args.out_dir)
-    rank, world_size = 0, 1
-    if dist.is_torchelastic_launched():  # torchrun started several processes to share each batch
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-    begin = resume_run if args.resume else new_run
-    model, optimizer, splits, itos, run = begin(args, settings)
+    device, out_dir = args.device, args.out_dir
+    rank, world_size = join_processes(device)  # with torchrun, processes share each batch
+    model, optimizers, splits, run = start(args, settings)
     config = model.config
     if config.batch_size % world_size:
         raise UserError(f"batch_size must be a multiple of {world_size}, the number of processes")
@@ -412,46 +472,49 @@ def train(args, settings):
             out_dir.mkdir(parents=True, exist_ok=args.overwrite)  # fails if it exists
             (out_dir / "latest.pt").unlink(missing_ok=True)  # so that it cannot be resumed
         n_params = sum(p.numel() for p in model.parameters())
-        print(f"{run['data']}: {sum(map(len, splits)):,} characters, {len(itos)} distinct")
+        print(f"{run['path']}: {sum(map(len, splits)):,} characters, {len(run['itos'])} distinct")
         print(f"{n_params:,} parameters, {config.dtype} on {device}", flush=True)
     torch._dynamo.config.suppress_errors = True  # if compiling fails, run uncompiled
-    net = torch.compile(model) if device == "cuda" else model  # the same weights
+    wrapped = torch.compile(model) if device == "cuda" else model  # with the same weights
     if world_size > 1:  # averages the gradients of all processes
-        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+        wrapped = nn.parallel.DistributedDataParallel(wrapped)
 
-    for step in range(run["step"], config.max_iters + 1):  # at the last one only evaluate
-        if rank == 0 and (step % config.eval_interval == 0 or step == config.max_iters):
-            evaluate(model, optimizer, splits, itos, run, out_dir)
-        if step == config.max_iters:
-            break
+    for step in range(run["step"], config.max_iters):
+        if rank == 0 and step % config.eval_interval == 0:
+            evaluate_and_save(model, optimizers, splits, run, out_dir)
         t0 = time.perf_counter()
         torch.manual_seed(config.seed + step * world_size + rank)  # resumed: the same dropout
-        x, y = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
-        x, y = x[rank::world_size].to(device), y[rank::world_size].to(device)
+        xb, yb = get_batch(splits[0], step, config.seed, config.batch_size, config.block_size)
+        xb, yb = xb[rank::world_size].to(device), yb[rank::world_size].to(device)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = get_lr(step, config)
         model.train()
+
         with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits, loss = net(x, y)
-        optimizer.zero_grad()
+            logits, loss = wrapped(xb, yb)
+        model.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
-        optimizer.step()
-        loss = loss.item()  # waits for the GPU, so that dt is right
+        for optimizer in optimizers:
+            optimizer.step()
+
+        run["step"], run["grad_norm"] = step + 1, grad_norm.item()  # item() waits for the GPU
         dt = time.perf_counter() - t0
-        run.update(step=step + 1, seconds=run["seconds"] + dt, grad_norm=grad_norm.item())
-        if rank == 0 and (step + 1) % 10 == 0:
+        run["seconds"] += dt
+        if rank == 0 and run["step"] % 10 == 0:
             print(f"step {step + 1} of {config.max_iters}: loss {loss:.4f}, gradient norm "
                   f"{grad_norm:5.2f}, {dt * (config.max_iters - step - 1) / 60:5.1f} min left",
                   end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
     if rank == 0:
+        evaluate_and_save(model, optimizers, splits, run, out_dir)
         best, _ = load_checkpoint(out_dir / "model.pt")
         n = min(len(splits[1]), 500_000)
         train_loss, val_loss = (estimate_loss(best.to(device), data, n) for data in splits)
         print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on {n:,} "
               f"characters of each split)\nsaved in {out_dir}; generate text with --prompt")
-    if world_size > 1:
+    if dist.is_initialized():
         dist.barrier()  # leaving right after the last step can end in a deadlock of gloo's threads
         dist.destroy_process_group()
 
@@ -462,9 +525,8 @@ def generate_text(args, seed):
     if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1
             and min(args.top_k, args.max_new_tokens) > 0):
         raise UserError("need temperature >= 0, 0 < top_p <= 1, top_k >= 1, max_new_tokens >= 1")
-    model, checkpoint = load_checkpoint(Path(args.out_dir) / "model.pt")
-    unknown = set(args.prompt) - set(checkpoint["itos"])
-    if unknown:
+    model, checkpoint = load_checkpoint(args.out_dir / "model.pt")
+    if unknown := set(args.prompt) - set(checkpoint["itos"]):
         raise UserError(f"not in the model's vocabulary: {unknown}")
     torch.set_num_threads(1)  # one token at a time is too little work to share
     for piece in sample(model.to(args.device), checkpoint["itos"], args.prompt, args.max_new_tokens,
@@ -478,8 +540,9 @@ def main(argv=None):
                                      epilog="Config in the script explains the hyperparameters.")
     flag = parser.add_argument
     flag("--data", help="text to train on, UTF-8 (default: Tiny Shakespeare or input.txt)")
-    flag("--out-dir", default="out/transformer", help="folder of the run (default: %(default)s)")
-    devices = ["cuda"] * CUDA + ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    flag("--out-dir", type=Path, default="out/transformer", help="folder of the run")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    devices = ["cuda"] * cuda + ["cpu"] + ["mps"] * mps
     flag("--device", choices=devices, default=devices[0], help="default: %(default)s")
     flag("--resume", action="store_true", help="continue the run in out_dir")
     flag("--overwrite", action="store_true", help="replace the run in out_dir")
@@ -490,7 +553,9 @@ def main(argv=None):
     flag("--top-p", type=float, default=1.0, help="sample from the fewest with probability p")
     for f in fields(Config):
         if f.type in (int, float, str):  # but not bool, which would read "False" as true
-            flag("--" + f.name.replace("_", "-"), type=f.type, help=f"default: {f.default!r}")
+            others = [f", with {key}: {d[f.name]}" for key, d in DEFAULTS.items() if f.name in d]
+            default = f"default: {f.default!r}" + "".join(others)
+            flag("--" + f.name.replace("_", "-"), type=f.type, help=default)
     args, threads = parser.parse_args(argv), torch.get_num_threads()
     # the hyperparameters that were given as flags; those that were not are None
     settings = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
@@ -500,20 +565,22 @@ def main(argv=None):
         else:
             generate_text(args, Config(**settings).seed)
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume continues training from the last save", file=sys.stderr)
+        can_resume = args.prompt is None and (args.out_dir / "latest.pt").exists()
+        print("\n--resume continues from the last save" if can_resume else "", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as after "| head": send the rest nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FileExistsError as error:
         parser.error(f"{error.filename} already exists: use --resume to continue its run, --prompt "
                      "to generate text, --overwrite, or another --out-dir")
-    except (UserError, OSError, UnicodeDecodeError) as error:
+    except (UserError, OSError) as error:
         parser.error(str(error))
     finally:
         torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # there is none under pythonw
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(main())

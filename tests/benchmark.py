@@ -47,12 +47,16 @@ def row(label, ours, unit, theirs=None):
 
 
 class Ours:
-    def __init__(self, sizes, device, dropout=0.0):
-        config = transformer.Config(**sizes, dropout=dropout)
-        self.model = transformer.GPT(config, 65).to(device)
-        self.optimizer = transformer.make_optimizer(self.model, config)
-        self.net = torch.compile(self.model) if device == "cuda" else self.model
+    def __init__(self, sizes, device, dropout=0.0, optimizer="muon"):
         self.dtype = transformer.fastest_dtype(device)
+        config = transformer.Config(**sizes, dropout=dropout, optimizer=optimizer, dtype=self.dtype)
+        self.model = transformer.GPT(config, 65).to(device)
+        self.optimizers = transformer.make_optimizers(self.model, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+        self.net = torch.compile(self.model) if device == "cuda" else self.model
+        self.generate = lambda idx, n: list(self.model.generate(idx, n))
 
 
 class NanoGPT:
@@ -60,7 +64,8 @@ class NanoGPT:
         sys.path.insert(0, str(path))
         import model  # nanoGPT's
         self.model = model.GPT(model.GPTConfig(vocab_size=65, **sizes, dropout=0.2, bias=False)).to(device)
-        self.optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)
+        self.optimizers = [self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)]
+        self.generate = self.model.generate
         self.net = torch.compile(self.model) if device == "cuda" else self.model
         self.dtype = "bfloat16" if device == "cuda" else "float32"
 
@@ -73,7 +78,8 @@ class Lecture:
         exec(compile(source, "gpt.py", "exec"), names)
         names.update(sizes, dropout=0.2, vocab_size=65, device=device)
         self.model = self.net = names["GPTLanguageModel"]().to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
+        self.optimizers = [torch.optim.AdamW(self.model.parameters(), lr=3e-4)]
+        self.generate = self.model.generate
         self.dtype = "float32"
 
 
@@ -84,10 +90,11 @@ def train_step(it, batch_size, block_size, device):
         x, y = torch.randint(65, (2, batch_size, block_size), device=device)
         with torch.autocast(device, torch.bfloat16, enabled=it.dtype == "bfloat16"):
             _, loss = it.net(x, y)
-        it.optimizer.zero_grad(set_to_none=True)
+        it.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(it.model.parameters(), 1.0)
-        it.optimizer.step()
+        for optimizer in it.optimizers:
+            optimizer.step()
     return step
 
 
@@ -95,7 +102,7 @@ def generation(it, sequences, tokens, device):
     def generate():
         it.model.eval()
         with torch.no_grad():
-            it.model.generate(torch.zeros(sequences, 1, dtype=torch.long, device=device), tokens)
+            it.generate(torch.zeros(sequences, 1, dtype=torch.long, device=device), tokens)
     return generate
 
 
@@ -129,7 +136,7 @@ def start_up(sizes, device, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if transformer.CUDA else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT or of ng-video-lecture")
     parser.add_argument("--text-mb", type=int, default=100, help="size of the text to load, in million bytes")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it works")
@@ -148,10 +155,15 @@ def main():
     if peer:  # on a CPU one such step takes long enough for a measure
         step = train_step(peer, 64, sizes["block_size"], device)
         theirs = 64 * sizes["block_size"] / min(seconds(step, device) for _ in range(20 if device == "cuda" else 2))
-    for batch_size, dropout in [(64, 0.2)] if device == "cuda" else [(4, 0.0), (16, 0.2)]:
-        step = train_step(Ours(sizes, device, dropout), batch_size, sizes["block_size"], device)
+    settings = [(64, 0.2, "muon")] if device == "cuda" else [(4, 0.0, "adamw"), (16, 0.0, "muon"), (16, 0.2, "muon")]
+    for batch_size, dropout, optimizer in settings:
+        ours = Ours(sizes, device, dropout, optimizer)
+        step = train_step(ours, batch_size, sizes["block_size"], device)
         took = min(seconds(step, device) for _ in range(20 if device == "cuda" else 3 + 2 * tries))
-        row(f"training, batches of {batch_size}, dropout {dropout}", batch_size * sizes["block_size"] / took, "tokens/s", theirs)
+        row(f"training, {optimizer}, batches of {batch_size}, dropout {dropout}", batch_size * sizes["block_size"] / took, "tokens/s", theirs)
+        if optimizer == "muon":
+            share = min(seconds(ours.optimizers[1].step, device) for _ in range(3)) / took
+            row("  Muon's share of such a step", share, "")
 
     ours, theirs = Ours(sizes, device), None
     write = generation(ours, 1, tokens, device)

@@ -79,7 +79,7 @@ for text in [*re.findall(r"^- (.*?)(?=\n\n|\n- )", GUIDE, re.DOTALL | re.MULTILI
 
 @pytest.mark.parametrize("text", TRIES, ids=lambda text: text[:50])
 def test_what_is_to_be_tried_trains_and_generates(text, tmp_path, text_file, capsys):
-    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 14
+    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 12
     edits, flags = TRIES[text]
     file = ROOT / ("bigram.py" if "`bigram.py`" in text else "transformer.py")
     page, script = file.read_text("utf-8"), SimpleNamespace(__name__="edited", __file__=str(file))
@@ -141,5 +141,5 @@ def test_the_benchmark_prints_its_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--tiny", "--device", "cpu"])
     benchmark.main()
     printed = capsys.readouterr().out
-    for label in ("training, batches of 4", "generation, 1 at once", "generation, 64 at once", "loading 3 MB", "to the tenth step"):
+    for label in ("training, adamw, batches of 4", "Muon's share", "generation, 1 at once", "generation, 64 at once", "loading 3 MB", "to the tenth step"):
         assert label in printed

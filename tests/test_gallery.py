@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     """An empty folder to work in; what a snippet replaces is restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transformer.Block, "forward", transformer.Block.forward)
-    for name in "attention", "make_optimizer", "GPT":
+    for name in "attention", "make_optimizers", "GPT":
         monkeypatch.setattr(transformer, name, getattr(transformer, name))
 
 

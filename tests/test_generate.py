@@ -8,7 +8,7 @@ from transformer import next_token_probs
 
 
 def generate(model, idx, n, **how):
-    return model.generate(idx, n, generator=torch.Generator().manual_seed(3), **how)
+    return torch.cat([idx, *model.generate(idx, n, torch.Generator().manual_seed(3), **how)], dim=1)
 
 
 @torch.no_grad()

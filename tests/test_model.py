@@ -99,6 +99,7 @@ def test_the_default_model_at_its_start():
     for weight in (model.blocks[1].sa.proj.weight, model.blocks[0].ffwd.net[2].weight):
         assert weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 6), rel=0.02)
     assert model.lm_head.weight is model.token_embedding_table.weight
+    assert model.position_embedding_table.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert all((p == (1 if name.endswith("weight") else 0)).all() for name, p in model.named_parameters() if p.dim() == 1)
 
 
@@ -107,7 +108,9 @@ def test_no_tensor_is_left_on_the_cpu():
     model, idx = tiny_model(dropout=0.1).to("meta").train(), torch.zeros(2, 16, dtype=torch.long, device="meta")
     logits, loss = model(idx, idx)
     loss.backward()
-    groups = transformer.make_optimizer(model, model.config).param_groups
-    torch.optim.AdamW([{**group, "fused": False} for group in groups]).step()
+    adamw, muon = transformer.make_optimizers(model, model.config)
+    muon.param_groups[0]["lr"] = 0.1
+    muon.step()
+    torch.optim.AdamW([{**group, "fused": False} for group in adamw.param_groups]).step()
     assert logits.shape == (2, 16, 11) and model(idx)[1] is None
-    assert model.generate(idx, 40, top_k=3, top_p=0.9).shape == (2, 56)
+    assert [token.shape for token in model.generate(idx, 40, top_k=3, top_p=0.9)] == [(2, 1)] * 40

@@ -42,8 +42,9 @@ def assert_same_end(one, other):
     assert log_of(one).tolist() == log_of(other).tolist()
     for a, b in [[torch.load(out / name, weights_only=True)["model"] for out in (one, other)] for name in ("latest.pt", "model.pt")]:
         assert all(torch.equal(a[key], b[key]) for key in a)
-    a, b = (latest(out)["optimizer"]["state"] for out in (one, other))
-    assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    for a, b in zip(*(latest(out)["optimizers"] for out in (one, other)), strict=True):
+        a, b = a["state"], b["state"]
+        assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
 
 
 def assert_one_line(done, *words):
@@ -65,6 +66,17 @@ def trained(tmp_path_factory, text_file):
     return out_dir, text_file, done.stdout
 
 
+@pytest.fixture(scope="session", params=["muon", "adamw"])
+def either(request, trained, tmp_path_factory):
+    """Runs with either optimizer: (the flag, a finished run's folder, the text)."""
+    flag = ["--optimizer", request.param]
+    if request.param == "muon":
+        return flag, *trained[:2]
+    out_dir = tmp_path_factory.mktemp("either") / "run"
+    assert train(out_dir, trained[1], *flag).returncode == 0
+    return flag, out_dir, trained[1]
+
+
 # training
 
 def test_what_a_run_prints_and_leaves_behind(trained):
@@ -76,7 +88,7 @@ def test_what_a_run_prints_and_leaves_behind(trained):
     rows = log_of(out_dir)
     assert rows.dtype.names == ("step", "learning_rate", "grad_norm", "train_loss", "val_loss")
     assert rows["step"].tolist() == [0, 10, 20, 30]
-    assert rows["learning_rate"][1:] == pytest.approx([1e-3 * 11 / 16, 1e-3 * 10 / 15, 0])
+    assert rows["learning_rate"][1:] == pytest.approx([model.config.learning_rate * rate for rate in (11 / 16, 10 / 15, 0)])
     assert rows["val_loss"][0] == pytest.approx(math.log(len(itos)), abs=0.1) and rows["val_loss"][-1] < rows["val_loss"][0]
     losses = [transformer.estimate_loss(model, data, 10_000) for data in splits]
     assert losses == pytest.approx(list(rows[-1])[-2:])
@@ -121,7 +133,7 @@ def test_the_same_seed_gives_the_same_run_and_each_step_its_own_dropout(trained,
 
 def test_gradients_are_clipped_and_the_rate_is_that_of_the_schedule(trained, tmp_path, monkeypatch):
     """With plain gradient descent, how far a step moves the weights shows whether the gradient was clipped."""
-    monkeypatch.setattr(transformer, "make_optimizer", lambda model, config: torch.optim.SGD(model.parameters(), lr=99.0))
+    monkeypatch.setattr(transformer, "make_optimizers", lambda model, config: [torch.optim.SGD(model.parameters(), lr=99.0)])
     flags = ["--grad-clip", 0.01, "--learning-rate", 1, "--max-iters", 1, "--out-dir", tmp_path / "run"]
     assert status(transformer, "--data", trained[1], *FLAGS, *flags) == 0
     after, checkpoint = transformer.load_checkpoint(tmp_path / "run" / "latest.pt")
@@ -172,11 +184,13 @@ def test_the_command_generates_what_generate_generates_and_needs_only_model_pt(t
     model, checkpoint = transformer.load_checkpoint(trained[0] / "model.pt")
     for prompt in ("line 4", "line 4 of the text.\n" * 10):  # shorter and longer than the context
         idx = torch.tensor(transformer.encode(prompt, checkpoint["itos"])).long()[None]
-        out = model.eval().generate(idx, 60, 0.8, top_k=5, top_p=0.9, generator=torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        tokens = model.eval().generate(idx, 60, generator, temperature=0.8, top_k=5, top_p=0.9)
+        text = prompt + transformer.decode(torch.cat([*tokens]).flatten(), checkpoint["itos"])
         done = fork("--out-dir", "moved", "--prompt", prompt, "--max-new-tokens", 60, "--temperature", 0.8,
                     "--top-k", 5, "--top-p", 0.9, "--seed", 2, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == transformer.decode(out[0].tolist(), checkpoint["itos"]) + "\n"
+        assert done.stdout == text + "\n"
     assert len(fork("--out-dir", trained[0], "--prompt", "").stdout) == 500 + 1
 
 
@@ -222,7 +236,7 @@ def test_the_script_on_its_own_without_docstrings_and_with_a_text_from_a_pipe(tr
     exec(compile((ROOT / "transformer.py").read_text("utf-8"), "page", "exec", optimize=2), page)
     with pytest.raises(SystemExit):
         page["main"](["--out-dir", str(tmp_path / "run")])  # there is no input.txt beside it
-    assert "No such file" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "FileNotFoundError" in capsys.readouterr().err and not (tmp_path / "run").exists()
     os.mkfifo(tmp_path / "pipe")
     threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(trained[1].read_bytes(),), daemon=True).start()
     assert not page["main"](["--data", str(tmp_path / "pipe"), "--out-dir", str(tmp_path / "run"), *map(str, FLAGS)])
@@ -231,23 +245,25 @@ def test_the_script_on_its_own_without_docstrings_and_with_a_text_from_a_pipe(tr
 
 # interruptions
 
-def test_killed_anywhere_again_and_again_it_ends_like_an_unbroken_run(trained, tmp_path):
+def test_killed_anywhere_again_and_again_it_ends_like_an_unbroken_run(either, tmp_path):
     """By kill -9, SIGTERM, SIGHUP and Ctrl-C, before each file operation of a save in turn; dropout, warm-up and all."""
+    flag, unbroken, text_file = either
     out_dir, kills, names = tmp_path / "run", 0, ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
     while True:
         number = getattr(signal, names[kills % 4])
         again = ["--resume", "--out-dir", out_dir]
         done = fork(*again, kill=(kills + 1, number)) if (out_dir / "latest.pt").exists() else \
-            train(out_dir, trained[1], "--overwrite", kill=(kills + 1, number))
+            train(out_dir, text_file, *flag, "--overwrite", kill=(kills + 1, number))
         if done.returncode == 0:
             break
         kills += 1
         assert done.returncode == (130 if number == signal.SIGINT else -number) and "Traceback" not in done.stderr
-        assert done.stderr.strip() == "" or number == signal.SIGINT and done.stderr.count("\n") == 2 and "--resume" in done.stderr
+        assert done.stderr == "" or number == signal.SIGINT
+        assert ("--resume" in done.stderr) == (number == signal.SIGINT and (out_dir / "latest.pt").exists())
         for file in out_dir.glob("*.pt"):
             transformer.load_checkpoint(file)
     assert kills > 10
-    assert_same_end(out_dir, trained[0])
+    assert_same_end(out_dir, unbroken)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(trained, tmp_path, monkeypatch, capsys):
@@ -267,18 +283,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing(trained, tmp_path, monkeypatc
     assert_same_end(tmp_path / "run", trained[0])
 
 
-def test_a_finished_run_can_be_extended(trained, tmp_path, monkeypatch):
+def test_a_finished_run_can_be_extended(either, tmp_path, monkeypatch):
     """From another folder and after the run was moved, though the path of its text was relative."""
-    monkeypatch.chdir(trained[1].parent)
-    assert train(tmp_path / "short", trained[1].name, "--max-iters", 20).returncode == 0
+    flag, _, text_file = either
+    monkeypatch.chdir(text_file.parent)
+    assert train(tmp_path / "short", text_file.name, *flag, "--max-iters", 20).returncode == 0
     shutil.move(tmp_path / "short", tmp_path / "moved")
     resume = ["--resume", "--out-dir", tmp_path / "moved"]
     done = fork(*resume, "--max-iters", 60, "--eval-interval", 20, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = log_of(tmp_path / "moved")
     assert rows["step"].tolist() == [0, 10, 20, 40, 60]
-    assert rows["learning_rate"][3] == pytest.approx(1e-3 * 20 / 45)  # of a run of 60 steps
-    assert fork(*resume, "--max-iters", 25).returncode == 0  # it is beyond that: nothing to do
+    rate = transformer.Config(optimizer=flag[1]).learning_rate if flag[1] == "muon" else 1e-3
+    assert rows["learning_rate"][3] == pytest.approx(rate * 20 / 45)  # of a run of 60 steps
+    seconds = np.genfromtxt(tmp_path / "moved" / "log.csv", delimiter=",", names=True)["seconds"]
+    assert (np.diff(seconds) > 0).all()
+    assert_one_line(fork(*resume, "--max-iters", 25), "60 steps are done", "--max-iters")
+    assert fork(*resume).returncode == 0  # nothing is left to do
     assert log_of(tmp_path / "moved").tolist() == rows.tolist() and latest(tmp_path / "moved")["step"] == 60
 
 
@@ -288,10 +309,60 @@ def test_resuming_with_other_settings_or_another_text_is_refused(trained, tmp_pa
     other = tmp_path / "other.txt"
     text = text_file.read_text()
     other.write_text(text.replace("text", "ttex", 1))  # the same characters
-    for args, message in [(["--n-layer", 2], "settings"), (["--seed", 1], "settings"), (["--data", other], "is not the text"),
-                          (["--data", tmp_path / "gone"], "gone"), (["--learning-rate", 1], "settings")]:
+    for args, message in [(["--n-layer", 3], "settings"), (["--seed", 1], "settings"), (["--data", other], "is not the text"),
+                          (["--data", tmp_path / "gone"], "--data"), (["--optimizer", "adamw"], "settings")]:
         assert_one_line(fork("--resume", "--out-dir", out_dir, "--max-iters", 40, *args), message)
     assert content(out_dir) == before
+    shutil.copytree(out_dir, tmp_path / "copy")  # but the whole command with --resume added continues
+    assert train(tmp_path / "copy", text_file, "--resume").returncode == 0
+    assert_same_end(tmp_path / "copy", out_dir)
+
+
+def test_what_is_only_a_view_of_a_run_does_not_end_it(trained, tmp_path, monkeypatch, capsys):
+    """A log.csv that cannot be written, and a sample with characters that cannot be shown."""
+    out_dir, savetxt = tmp_path / "run", np.savetxt
+    monkeypatch.setattr(np, "savetxt", lambda path, *args, **kwargs: savetxt(tmp_path / "no folder" / "log.csv", *args, **kwargs))
+    assert status(transformer, "--data", trained[1], "--out-dir", out_dir, *FLAGS) == 0
+    assert capsys.readouterr().err.count("log.csv could not be written") == 4 and not (out_dir / "log.csv").exists()
+    monkeypatch.undo()
+    assert fork("--resume", "--out-dir", out_dir).returncode == 0
+    assert_same_end(out_dir, trained[0])  # the log, too
+    (tmp_path / "text.txt").write_text("été " * 100, encoding="utf-8")
+    done = run("transformer.py", "--data", tmp_path / "text.txt", "--out-dir", tmp_path / "ascii", *FLAGS, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names")
+@pytest.mark.parametrize("script", ["transformer.py", "bigram.py"])
+def test_paths_that_are_not_utf8(script, trained, tmp_path):
+    text, out_dir = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"), os.fsdecode(os.fsencode(tmp_path) + b"/out\xe9")
+    shutil.copy(trained[1], text)
+    flags = [] if script == "bigram.py" else ["--out-dir", out_dir, *FLAGS]
+    done = run(script, "--data", text, *flags)
+    assert (done.returncode, done.stderr) == (0, "") and "caf?.txt" in done.stdout
+    if flags:
+        assert_same_end(type(tmp_path)(out_dir), trained[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell")
+def test_without_a_standard_output(trained, tmp_path):
+    flags = " ".join(map(str, ["--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS]))
+    done = subprocess.run(f"{sys.executable} {ROOT}/transformer.py {flags} >&-", shell=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert_same_end(tmp_path / "run", trained[0])
+
+
+def test_ctrl_c_says_what_helps(trained, tmp_path, monkeypatch, capsys):
+    """Before the first save, and while generating, --resume does not."""
+    def ctrl_c(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    train_flags = ["--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS]
+    monkeypatch.setattr(transformer, "sample", ctrl_c)
+    for flags, resume in [(["--prompt", "a", "--out-dir", trained[0]], False), (train_flags, True)]:
+        assert status(transformer, *flags) == 130 and ("--resume" in capsys.readouterr().err) == resume
+    monkeypatch.setattr(transformer, "estimate_loss", ctrl_c)
+    assert status(transformer, *train_flags, "--overwrite") == 130 and "--resume" not in capsys.readouterr().err
 
 
 def test_a_run_owns_its_folder(trained, tmp_path):
@@ -324,20 +395,40 @@ def torchrun(n, *args):
     return [command.wait() for command in commands]
 
 
-def test_several_processes_give_the_losses_of_one_and_only_rank_0_prints(trained, tmp_path):
-    """Without dropout, up to rounding; and a run of two processes is resumed by four."""
-    flags = ["--data", trained[1], *FLAGS, "--dropout", 0, "--out-dir"]
+def test_several_processes_give_the_losses_of_one_and_only_rank_0_prints(either, tmp_path):
+    """Without dropout, up to rounding, and without a warning; and a run of one process is resumed by four."""
+    flag, _, text_file = either
+    flags = ["--data", text_file, *FLAGS, *flag, "--dropout", 0, "--out-dir"]
     assert fork(*flags, tmp_path / "one").returncode == 0
     killed = Command(*flags, tmp_path / "several", kill=(12, signal.SIGKILL)).wait()
     assert killed.returncode == -signal.SIGKILL and latest(tmp_path / "several")["step"] == 0
     for n, args in [(1, [*flags, tmp_path / "1"]), (2, [*flags, tmp_path / "2"]), (4, ["--resume", "--out-dir", tmp_path / "several"])]:
         done = torchrun(n, *args)
-        assert [d.returncode for d in done] == [0] * n, done[0].stderr
+        assert [(d.returncode, d.stderr) for d in done] == [(0, "")] * n
         assert "best model" in done[0].stdout and not any(d.stdout for d in done[1:])
         for one, several in zip(log_of(tmp_path / "one"), log_of(args[-1]), strict=True):
             assert list(several) == pytest.approx(list(one), rel=1e-3)
     done = torchrun(3, *flags, tmp_path / "3")
     assert all(d.returncode == 2 and "multiple of 3" in d.stderr for d in done) and not (tmp_path / "3").exists()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_processes_share_one_choice_of_precision_and_leave_their_group(n, trained, tmp_path):
+    """Rank 0 finds float32 faster, rank 1 bfloat16. As torchrun starts them, without a warning."""
+    (tmp_path / "page.py").write_text(f"""
+import os, sys, timeit
+sys.path.insert(0, {str(ROOT)!r})
+import torch, transformer
+rank = int(os.environ["RANK"])
+timeit.repeat = lambda product, **_: [1.0 if (product().dtype == torch.bfloat16) == rank else 2.0]
+transformer.main(sys.argv[1:])
+print("group left:", not torch.distributed.is_initialized())
+""")
+    flags = ["--data", trained[1], "--out-dir", tmp_path / "run", *FLAGS, "--dtype", "", "--max-iters", 2]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", tmp_path / "page.py",
+                           *map(str, flags)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Warning" not in done.stderr and done.stdout.count("group left: True") == n
+    assert latest(tmp_path / "run")["config"]["dtype"] == "float32"
 
 
 def test_torchrun_itself_and_a_killed_process_ends_the_job(trained, tmp_path):
@@ -359,10 +450,23 @@ def test_variables_that_a_launcher_left_behind_do_nothing(trained, tmp_path):
 
 # a GPU, as far as it can be tried without one
 
-def test_defaults_on_a_gpu(monkeypatch):
+def test_defaults_follow_the_device_that_is_used(trained, tmp_path, monkeypatch, capsys):
+    """On a machine with a GPU, and on one without."""
+    def defaults(device, **settings):
+        args = Namespace(device=device, resume=False, data=trained[1])
+        return transformer.start(args, dict(n_layer=1, dtype="float32", **settings))[0].config
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    page = runpy.run_path(transformer.__file__)
-    assert (page["Config"]().batch_size, page["Config"]().dropout, page["Config"]().max_iters) == (64, 0.2, 5000)
+    monkeypatch.setattr(transformer.GPT, "to", lambda self, device: self)
+    cpu, cuda = defaults("cpu"), defaults("cuda")
+    assert cpu == transformer.Config(n_layer=1, dtype="float32")
+    assert (cuda.batch_size, cuda.dropout) == (64, 0.2) != (cpu.batch_size, cpu.dropout)
+    assert defaults("cuda", batch_size=8).batch_size == 8
+    assert status(transformer, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in "batch_size", "dropout", "max_iters":
+        assert f"default: {getattr(cpu, name)}, with cuda: {getattr(cuda, name)}" in shown
+    assert f"default: {cpu.learning_rate}, with adamw: {defaults('cpu', optimizer='adamw').learning_rate}" in shown
     for capability, dtype in [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         assert transformer.fastest_dtype("cuda") == dtype
@@ -411,14 +515,15 @@ COUNTS = "n-layer", "n-head", "n-embd", "block-size", "batch-size", "max-iters",
 REALS = "dropout", "learning-rate", "weight-decay", "grad-clip"
 SAMPLING = ["temperature -0.1", "temperature nan", "temperature inf", "top-k 0", "top-p 0", "top-p 1.1", "top-p nan", "max-new-tokens 0", "seed -1"]
 BAD = [  # flags, and what the message must contain; 161: how long a text must be for a block size of 16
-    ("--data nope.txt", "nope.txt"), ("--data .", "directory"), ("--data empty.txt", "161"), ("--data short.txt", "161"),
-    ("--data binary.txt", "position 3"), ("--n-embd 15", "multiple of n_head"), ("--dropout 1", "dropout"), ("--dtype float16", "dtype"),
+    ("--data nope.txt", "nope.txt as UTF-8 text (FileNotFoundError): see --data"), ("--data .", "IsADirectoryError"), ("--data empty.txt", "161"),
+    ("--data short.txt", "161"), ("--data binary.txt", "binary.txt as UTF-8"), ("--optimizer adam", "optimizer"), ("--n-embd 15", "multiple of n_head"), ("--dropout 1", "dropout"), ("--dtype float16", "dtype"),
     ("--device abacus", "abacus"), ("--unknown 1", "--unknown"), ("--out-dir text.txt", "text.txt already exists"),
     *[(f"--{name} {value}", name.replace("-", "_")) for name in COUNTS for value in ("0", "-1", "1" + "0" * 30)], ("--n-head 0.5", "0.5"),
     *[(f"--{name} {value}", name.replace("-", "_")) for name in REALS for value in ("-1", "nan", "inf")],
     *[(f"--{flag}", flag[:4]) for flag in ("learning-rate 0", "grad-clip 0", "seed -1", "warmup-iters -1")],
-    *[(f"--resume --out-dir {name}", f"{name}/latest.pt") for name in ("nowhere", "empty", "cut", "other", "earlier", "alone")],
-    *[(f"--prompt a --out-dir {name}", f"{name}/model.pt") for name in ("nowhere", "empty", "cut", "other", "earlier")],
+    *[(f"--resume --out-dir {name}", f"{name}/latest.pt, train one first") for name in ("nowhere", "empty", "cut", "other", "earlier")],
+    *[(f"--prompt a --out-dir {name}", f"{name}/model.pt, train one first") for name in ("nowhere", "empty", "cut", "other", "earlier")],
+    ("--resume --out-dir alone", "is not the text of the saved run"),
     ("--prompt aé --out-dir trained", "'é'"), *[(f"--prompt a --out-dir trained --{flag}", flag[:3]) for flag in SAMPLING],
     *([] if torch.cuda.is_available() else [("--device cuda", "cuda")]),
 ]

@@ -16,17 +16,59 @@ def test_the_learning_rate():
     rates = [transformer.get_lr(step, config) for step in (0, 50, 100, 550, 999, 1000)]
     assert rates == pytest.approx([1e-3 / 101, 51e-3 / 101, 1e-3, 0.5e-3, 1e-3 / 900, 0])  # the first is not zero
     for warmup_iters in (0, 1, 9, 10, 11, 100):
-        short = Config(max_iters=10, warmup_iters=warmup_iters, learning_rate=1.0)
-        assert all(0 < transformer.get_lr(step, short) <= 1 for step in range(10))
+        for max_iters in (1, 2, 10):  # even a run shorter than its warm-up peaks, at half of it, and ends at 0
+            short = Config(max_iters=max_iters, warmup_iters=warmup_iters, learning_rate=1.0)
+            rates = [transformer.get_lr(step, short) for step in range(max_iters + 1)]
+            assert all(0 < rate <= 1 for rate in rates[:-1]) and rates[-1] == 0
+            assert max(rates) == pytest.approx(1) and rates.index(max(rates)) == min(warmup_iters, max_iters // 2)
 
 
-def test_weight_decay_is_for_matrices_only():
+def test_which_parameter_is_whose_and_weight_decay_is_for_matrices_only():
     model = tiny_model()
-    decayed, rest = transformer.make_optimizer(model, Config(weight_decay=0.3)).param_groups
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
-    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in rest["params"])
-    assert {id(p) for p in decayed["params"] + rest["params"]} == {id(p) for p in model.parameters()}
-    assert len(decayed["params"]) == 2 + 4 * TINY["n_layer"]  # two tables; four matrices in a block
+    adamw, muon = transformer.make_optimizers(model, Config(weight_decay=0.3))
+    alone, = transformer.make_optimizers(model, Config(weight_decay=0.3, optimizer="adamw"))
+    tables, vectors = (group["params"] for group in adamw.param_groups)
+    matrices, (in_blocks,) = alone.param_groups[0]["params"], (group["params"] for group in muon.param_groups)
+    assert {id(p) for p in tables} == {id(model.lm_head.weight), id(model.position_embedding_table.weight)}
+    assert {id(p) for p in in_blocks} == {id(p) for p in model.blocks.parameters() if p.dim() == 2} and len(in_blocks) == 4 * TINY["n_layer"]
+    assert {id(p) for p in matrices} == {id(p) for p in [*tables, *in_blocks]} and len(matrices) == len(tables) + len(in_blocks)
+    assert {id(p) for p in vectors} == {id(p) for p in alone.param_groups[1]["params"]} == {id(p) for p in model.parameters() if p.dim() == 1}
+    for optimizer, decays in [(adamw, [0.3, 0]), (alone, [0.3, 0]), (muon, [0.3])]:
+        assert [group["weight_decay"] for group in optimizer.param_groups] == decays
+
+
+SHAPES = [(24, 24), (12, 40), (40, 12)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_orthogonalize_makes_all_singular_values_about_1_and_keeps_the_directions(shape):
+    """To float32's precision, which bfloat16 does not have: against the polynomial of the singular values in float64."""
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    U, S, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    s = S / S.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert 0.6 < s.min() and s.max() < 1.3 and S.max() / S.min() > 2
+    torch.testing.assert_close(transformer.orthogonalize(G).double(), U @ s.diag() @ Vh, atol=1e-5, rtol=0)
+    assert transformer.orthogonalize(torch.zeros(shape)).equal(torch.zeros(shape))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 or later")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_muon_makes_the_steps_of_pytorchs_muon(shape):
+    """PyTorch's computes in bfloat16: so does ours when asked to; float32 is close to that."""
+    rng = torch.Generator().manual_seed(0)
+    start, exact = torch.randn(shape, generator=rng), {}
+    for dtype in (torch.bfloat16, torch.float32):
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        muon = transformer.Muon([ours], weight_decay=0.2, dtype=dtype)
+        reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.2, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        for lr in (0.1, 0.05, 0.02):
+            muon.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = lr
+            ours.grad = theirs.grad = torch.randn(shape, generator=rng)
+            muon.step(), reference.step()
+        exact[dtype] = (ours - theirs).norm() / (theirs - start).norm()
+    assert exact[torch.bfloat16] < 0.04 and exact[torch.float32] < 0.04, exact
 
 
 @pytest.mark.parametrize("length", [17, 33, 640, 1000])
@@ -79,7 +121,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_is_run(tmp_path):
         others.append(path.read_bytes())
     for content in [*others, b"To be, or not to be" * 100]:
         path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot load .*model.pt"):
+        with pytest.raises(UserError, match="no trained model in .*model.pt"):
             transformer.load_checkpoint(path)
 
 
