@@ -2,7 +2,7 @@
 A small GPT-2 from scratch: data, model, training and text generation in one file.
 
 It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" and goes on from
-there: a run is saved and can be resumed, Muon trains all six blocks, a KV cache generates quickly.
+there: a run is saved and can be resumed, with Muon all blocks learn, a KV cache saves time.
 
     python transformer.py                      # train; after a few steps it shows the time left
     python transformer.py --resume             # continue an interrupted run
@@ -55,7 +55,7 @@ class Config:
     weight_decay: float = 0.2
     grad_clip: float = 1.0  # maximum gradient norm
     seed: int = 1337
-    dtype: str = ""  # of matrix products: float32 or bfloat16; empty: the faster one
+    dtype: str = ""  # precision of matrix products: float32 or bfloat16; empty: the faster one
 
     def __post_init__(self):
         positive = ["n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters",
@@ -70,8 +70,8 @@ class Config:
             raise UserError("dtype is float32 or bfloat16, optimizer is muon or adamw")
 
 
-# Where other defaults are better. A GPU is fast with large batches, and then it sees the text so
-# often that dropout helps.
+# Other defaults. A GPU is fast with large batches; it then sees the text so often that dropout
+# helps. AdamW alone needs another learning rate.
 DEFAULTS = {"cuda": {"batch_size": 64, "max_iters": 1000, "eval_interval": 50, "dropout": 0.2},
             "adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}}
 
@@ -224,17 +224,18 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def generate(self, idx, max_new_tokens, generator=None, **sampling):
         """Yields tokens that continue idx, (B, T), one by one, (B, 1) each. Call eval() first."""
-        c = self.config
-        # the KV cache: room for keys and values of block_size positions, in each block
-        cache = self.lm_head.weight.new_empty(
-            c.n_layer, 2, len(idx), c.n_head, c.block_size, c.n_embd // c.n_head)
-        context = idx[:, -c.block_size:]  # crop idx to the last block_size tokens
+        config = self.config
+        # the KV cache of each block: room for keys and values of block_size positions
+        cache = self.lm_head.weight.new_empty(config.n_layer, 2, len(idx), config.n_head,
+                                              config.block_size, config.n_embd // config.n_head)
+        context = idx[:, -config.block_size:]  # crop idx to the last block_size tokens
         start = 0  # how many of them are in the cache
         for _ in range(max_new_tokens):
-            # when the context is full, its second half is re-encoded from position 0
-            if context.size(1) > c.block_size:
-                context, start = context[:, -max(1, c.block_size // 2):], 0
-            # get the predictions for what is not in the cache yet: mostly one token
+            # When the context no longer fits, keep its last half. All its positions change, so
+            # nothing in the cache is valid any more.
+            if context.size(1) > config.block_size:
+                context, start = context[:, -max(1, config.block_size // 2):], 0
+            # get the predictions for what is not in the cache yet, mostly one token
             logits, _ = self(context[:, start:], cache=cache, start=start)
             start = context.size(1)
             # focus only on the last position
@@ -253,9 +254,9 @@ def next_token_probs(logits, temperature=1.0, top_k=10**9, top_p=1.0):
     probs, order = probs.sort(dim=-1, descending=True)
     # top-k: keep the k most likely tokens
     probs[:, top_k:] = 0
-    # top-p: keep the fewest with a total of at least p (Holtzman et al. 2020, section 3.1)
+    # top-p: of these, the fewest with a share of at least p (Holtzman et al. 2020, section 3.1)
     cumulative = probs.cumsum(dim=-1) - probs  # the total of all more likely tokens
-    probs[cumulative >= top_p * probs.sum(dim=-1, keepdim=True)] = 0
+    probs[cumulative >= max(top_p, 1e-9) * probs.sum(dim=-1, keepdim=True)] = 0
     probs = torch.zeros_like(probs).scatter(-1, order, probs)  # back into vocabulary order
     return probs / probs.sum(dim=-1, keepdim=True)
 
@@ -274,23 +275,26 @@ def sample(model, itos, prompt="", max_new_tokens=150, seed=1337, **sampling):
 # Optimizers ----------------------------------------------------------------------------------
 
 def orthogonalize(G):
-    """About U V^T for a matrix G = U S V^T: all its directions get the same strength."""
-    X = G.T if G.size(0) > G.size(1) else G  # so that X X^T is the smaller product
-    X = X / (X.norm() + 1e-7)  # now no singular value is above 1
-    # Newton-Schulz iteration: a singular value s becomes a s + b s^3 + c s^5, and soon about 1.
-    # Jordan et al. 2024 chose these numbers so that five steps suffice.
-    a, b, c, I = 3.4445, -4.7750, 2.0315, torch.eye(len(X)).to(X)
+    """Approximately U V^T for a matrix G = U S V^T: all its singular values become about 1."""
+    if G.size(0) > G.size(1):
+        return orthogonalize(G.T).T  # so that X X^T is the smaller product
+    X = G / (G.norm() + 1e-7)  # now no singular value is above 1
+    # Newton-Schulz iteration, faster than an SVD. X X^T X is U S^3 V^T, so that each singular value
+    # s becomes a s + b s^3 + c s^5. With these numbers five steps suffice (Jordan et al. 2024).
+    a, b, c = 3.4445, -4.7750, 2.0315
+    I = torch.eye(len(X)).to(X)
     for _ in range(5):
         A = X @ X.T
         X = (a * I + b * A + c * A @ A) @ X
-    return X.T if G.size(0) > G.size(1) else X
+    return X
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024, "Muon"); its products are computed in dtype.
+    """Momentum, orthogonalized (Jordan et al. 2024, "Muon"), with products in dtype.
 
-    A few strong directions dominate the gradient of a matrix. Orthogonalized, all directions move
-    the weights equally far, so that the model learns from the weak ones, too.
+    The gradient of a matrix is mostly a few strong directions (singular vectors). AdamW, which
+    scales each number by itself, follows those. Muon makes all directions of the momentum, an
+    average of gradients, equally strong: so the weak ones are learned, too.
     """
 
     def __init__(self, params, weight_decay, dtype, momentum=0.95):
@@ -300,21 +304,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for p in [p for p in group["params"] if p.grad is not None]:
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            for p in (p for p in group["params"] if p.grad is not None):
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(average, group["momentum"])  # Nesterov momentum
                 update = orthogonalize(update.to(self.dtype))
-                # 0.2 sqrt(max): as large as AdamW's updates (Liu et al. 2025, section 2.2)
+                # The entries become as large as those of AdamW's updates, about 0.2 (Liu et al.
+                # 2025, section 2.2), so that one learning rate suits both.
                 update *= 0.2 * math.sqrt(max(p.shape))
-                p -= group["lr"] * (update + group["weight_decay"] * p)
+                p -= group["lr"] * (update + group["weight_decay"] * p)  # train sets the rate
 
 
 def make_optimizers(model, config):
     """AdamW and Muon, or only AdamW; weight decay is for matrices (Radford et al. 2018, 4.1).
 
-    Muon is for the matrices in the blocks, which turn vectors into vectors. A table of embeddings
-    is a list of vectors: for AdamW, like biases and layer norms (Jordan et al. 2024).
+    Muon is for the matrices in the blocks. Jordan et al. 2024 found AdamW better for embeddings,
+    and so for the tied output layer; biases and layer norms have no directions to balance.
     """
     for_muon, matrices, vectors = [], [], []
     for name, p in model.named_parameters():
@@ -390,7 +395,7 @@ def load_checkpoint(path):
         model = GPT(Config(**checkpoint["config"]), len(checkpoint["itos"]))
         model.load_state_dict(checkpoint["model"])
     except Exception as error:  # a damaged file raises errors of many kinds
-        raise UserError(f"no trained model in {path}, train one first ({error!r:.100})")
+        raise UserError(f"cannot load a model from {path}, train one first ({error!r:.100})")
     return model, checkpoint
 
 # Training ------------------------------------------------------------------------------------
@@ -406,23 +411,25 @@ def join_processes(device):
     return dist.get_rank(), dist.get_world_size()
 
 
-def start(args, settings):
+def start_run(args, settings):
     """Returns model, optimizers, [train_data, val_data] and run: new, or as latest.pt has them."""
-    defaults = DEFAULTS.get(args.device, {}) | DEFAULTS.get(settings.get("optimizer"), {})
-    saved = {"config": defaults}
+    saved = {}
     if args.resume:
         _, saved = load_checkpoint(args.out_dir / "latest.pt")
         changed = {name for name in settings if settings[name] != saved["config"].get(name)}
         if changed - {"max_iters", "eval_interval"}:
             raise UserError("--resume keeps all settings but max_iters and eval_interval")
-    config = Config(**saved["config"] | settings)
+        settings = saved["config"] | settings
+    for key in (args.device, settings.get("optimizer")):
+        settings = DEFAULTS.get(key, {}) | settings  # fills gaps; a saved config has none
+    config = Config(**settings)
     path = os.path.abspath(args.data or saved.get("path", TEXT))
     *splits, itos = load_data(path, config.block_size)
     config.dtype = config.dtype or fastest_dtype(args.device)
     torch.manual_seed(config.seed)
     model = GPT(config, len(itos)).to(args.device)
     optimizers = make_optimizers(model, config)
-    # the rest of what latest.pt holds: which text it is, and how far training is
+    # the rest of what latest.pt holds: which text it is, and how far training has come
     run = {"path": path, "itos": itos, "checksum": zlib.crc32(np.concatenate(splits)),
            "step": 0, "seconds": 0.0, "grad_norm": 0.0, "log": {}}
     if args.resume:
@@ -431,14 +438,14 @@ def start(args, settings):
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
-        run.update({name: saved[name] for name in ("step", "seconds", "grad_norm", "log")})
+        run = {name: saved[name] for name in run} | {"path": path}
         if config.max_iters < run["step"]:
             raise UserError(f"{run['step']} steps are done: --max-iters cannot be lower")
     return model, optimizers, splits, run
 
 
 def evaluate_and_save(model, optimizers, splits, run, out_dir):
-    """Saves the run, and the model if it is the best yet; then prints its losses and a sample."""
+    """Computes losses, saves the run, and the model if it is the best yet, and prints a sample."""
     config, step, log = model.config, run["step"], run["log"]
     train_loss, val_loss = (estimate_loss(model, data, 5_000) for data in splits)
     if not math.isfinite(train_loss + val_loss):
@@ -447,15 +454,16 @@ def evaluate_and_save(model, optimizers, splits, run, out_dir):
     checkpoint = {"model": model.state_dict(), "config": vars(config), "itos": run["itos"]}
     if val_loss == min(row[-1] for row in log.values()):
         save_checkpoint(out_dir / "model.pt", checkpoint)
-    checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    save_checkpoint(out_dir / "latest.pt", {**run, **checkpoint})
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    save_checkpoint(out_dir / "latest.pt", {**run, **checkpoint, "optimizers": states})
 
+    # what only shows the run comes last: if it fails, nothing is lost
     print(f"\nstep {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
     print("".join(sample(model, run["itos"])), end="\n\n", flush=True)
     try:
         np.savetxt(out_dir / "log.csv", list(log.values()), fmt="%.9g", delimiter=",", comments="",
                    header="step,seconds,learning_rate,grad_norm,train_loss,val_loss")
-    except OSError as error:  # as when it is open in Excel; the next evaluation writes all of it
+    except OSError as error:  # open in Excel, perhaps; the next evaluation writes all of it
         print(f"log.csv could not be written: {error}", file=sys.stderr)
 
 
@@ -463,19 +471,20 @@ def train(args, settings):
     """Trains a new model, or continues a saved run, until max_iters steps are done."""
     device, out_dir = args.device, args.out_dir
     rank, world_size = join_processes(device)  # with torchrun, processes share each batch
-    model, optimizers, splits, run = start(args, settings)
+    model, optimizers, splits, run = start_run(args, settings)
     config = model.config
     if config.batch_size % world_size:
         raise UserError(f"batch_size must be a multiple of {world_size}, the number of processes")
     if rank == 0:
         if not args.resume:
             out_dir.mkdir(parents=True, exist_ok=args.overwrite)  # fails if it exists
-            (out_dir / "latest.pt").unlink(missing_ok=True)  # so that it cannot be resumed
-        n_params = sum(p.numel() for p in model.parameters())
+            (out_dir / "latest.pt").unlink(missing_ok=True)  # no longer to be resumed
         print(f"{run['path']}: {sum(map(len, splits)):,} characters, {len(run['itos'])} distinct")
-        print(f"{n_params:,} parameters, {config.dtype} on {device}", flush=True)
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{parameters:,} parameters, {config.dtype} on {device}", flush=True)
     torch._dynamo.config.suppress_errors = True  # if compiling fails, run uncompiled
-    wrapped = torch.compile(model) if device == "cuda" else model  # with the same weights
+    # wrapped is for training steps; model, with the same weights, for evaluating and saving
+    wrapped = torch.compile(model) if device == "cuda" else model
     if world_size > 1:  # averages the gradients of all processes
         wrapped = nn.parallel.DistributedDataParallel(wrapped)
 
@@ -512,7 +521,7 @@ def train(args, settings):
         best, _ = load_checkpoint(out_dir / "model.pt")
         n = min(len(splits[1]), 500_000)
         train_loss, val_loss = (estimate_loss(best.to(device), data, n) for data in splits)
-        print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on {n:,} "
+        print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on up to {n:,} "
               f"characters of each split)\nsaved in {out_dir}; generate text with --prompt")
     if dist.is_initialized():
         dist.barrier()  # leaving right after the last step can end in a deadlock of gloo's threads
@@ -556,7 +565,8 @@ def main(argv=None):
             others = [f", with {key}: {d[f.name]}" for key, d in DEFAULTS.items() if f.name in d]
             default = f"default: {f.default!r}" + "".join(others)
             flag("--" + f.name.replace("_", "-"), type=f.type, help=default)
-    args, threads = parser.parse_args(argv), torch.get_num_threads()
+    args = parser.parse_args(argv)
+    threads = torch.get_num_threads()  # generate_text sets another number
     # the hyperparameters that were given as flags; those that were not are None
     settings = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
     try:

@@ -46,6 +46,9 @@ def test_a_run_reaches_the_loss_of_the_counts_and_is_repeatable(tmp_path, monkey
     assert len(first.stdout.split("\n\n", 1)[1]) == 500 + 1
 
     monkeypatch.setattr(bigram, "max_iters", 20)
+    (tmp_path / "ab.txt").write_text("ab" * 45 + "ba" * 5)  # of its 89 pairs for training, 45 are ab and 44 ba
+    assert not status(bigram, "--data", tmp_path / "ab.txt")
+    assert losses(capsys.readouterr().out, "by counting")[0] == pytest.approx(-(45 * np.log(46 / 47) + 44 * np.log(45 / 46)) / 89, abs=1e-4)
     printed = [(status(bigram, "--data", ROOT / "input.txt"), capsys.readouterr().out) for _ in range(2)]
     assert printed[0] == printed[1] and "step 20: train loss" in printed[0][1]
 

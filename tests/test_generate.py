@@ -80,6 +80,7 @@ LOGITS = torch.tensor([[0.5, 0.1, 0.25, 0.15]]).log()  # whose softmax is just t
     ({"top_p": 0.8}, [0.5 / 0.9, 0, 0.25 / 0.9, 0.15 / 0.9]),  # 0.5 + 0.25 is not enough yet
     ({"top_p": 0.7}, [2 / 3, 0, 1 / 3, 0]),
     ({"top_p": 1e-9}, [1, 0, 0, 0]),  # the most likely always stays
+    ({"top_p": 1e-50}, [1, 0, 0, 0]),
     ({"top_k": 3, "top_p": 0.8}, [2 / 3, 0, 1 / 3, 0]),  # of the three, 0.5 and 0.25 have 0.833
 ])
 def test_exact_probabilities(how, expected):

@@ -33,6 +33,10 @@ def test_which_parameter_is_whose_and_weight_decay_is_for_matrices_only():
     assert {id(p) for p in in_blocks} == {id(p) for p in model.blocks.parameters() if p.dim() == 2} and len(in_blocks) == 4 * TINY["n_layer"]
     assert {id(p) for p in matrices} == {id(p) for p in [*tables, *in_blocks]} and len(matrices) == len(tables) + len(in_blocks)
     assert {id(p) for p in vectors} == {id(p) for p in alone.param_groups[1]["params"]} == {id(p) for p in model.parameters() if p.dim() == 1}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    alone.step()
+    assert {(round(s["exp_avg"].max().item(), 6), round(s["exp_avg_sq"].max().item(), 6)) for s in alone.state.values()} == {(0.1, 0.01)}
     for optimizer, decays in [(adamw, [0.3, 0]), (alone, [0.3, 0]), (muon, [0.3])]:
         assert [group["weight_decay"] for group in optimizer.param_groups] == decays
 
@@ -121,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_is_run(tmp_path):
         others.append(path.read_bytes())
     for content in [*others, b"To be, or not to be" * 100]:
         path.write_bytes(content)
-        with pytest.raises(UserError, match="no trained model in .*model.pt"):
+        with pytest.raises(UserError, match="cannot load a model from .*model.pt"):
             transformer.load_checkpoint(path)
 
 
