@@ -278,11 +278,10 @@ def orthogonalize(G):
     """Approximately U V^T for a matrix G = U S V^T: all its singular values become about 1."""
     if G.size(0) > G.size(1):
         return orthogonalize(G.T).T  # so that X X^T is the smaller product
-    X = G / (G.norm() + 1e-7)  # now no singular value is above 1
+    X, I = G / (G.norm() + 1e-7), torch.eye(len(G)).to(G)  # now no singular value is above 1
     # Newton-Schulz iteration, faster than an SVD. X X^T X is U S^3 V^T, so that each singular value
     # s becomes a s + b s^3 + c s^5. With these numbers five steps suffice (Jordan et al. 2024).
     a, b, c = 3.4445, -4.7750, 2.0315
-    I = torch.eye(len(X)).to(X)
     for _ in range(5):
         A = X @ X.T
         X = (a * I + b * A + c * A @ A) @ X
@@ -292,9 +291,8 @@ def orthogonalize(G):
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon"), with products in dtype.
 
-    The gradient of a matrix is mostly a few strong directions (singular vectors). AdamW, which
-    scales each number by itself, follows those. Muon makes all directions of the momentum, an
-    average of gradients, equally strong: so the weak ones are learned, too.
+    AdamW scales each number by itself and follows the few strong directions (singular vectors) of
+    a matrix's gradients. Muon makes all directions equally strong: the weak ones are learned, too.
     """
 
     def __init__(self, params, weight_decay, dtype, momentum=0.95):
@@ -309,8 +307,7 @@ class Muon(torch.optim.Optimizer):
                 average.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(average, group["momentum"])  # Nesterov momentum
                 update = orthogonalize(update.to(self.dtype))
-                # The entries become as large as those of AdamW's updates, about 0.2 (Liu et al.
-                # 2025, section 2.2), so that one learning rate suits both.
+                # entries of about 0.2, as AdamW's updates have (Liu et al. 2025, section 2.2)
                 update *= 0.2 * math.sqrt(max(p.shape))
                 p -= group["lr"] * (update + group["weight_decay"] * p)  # train sets the rate
 
