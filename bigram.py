@@ -1,6 +1,5 @@
 """
 A bigram language model: for each character, how likely is every character to come next?
-
 It is the baseline of Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out".
 
     python bigram.py --data my.txt    # by default the lecture's text if downloaded, or input.txt

@@ -7,6 +7,7 @@ from functools import reduce
 from types import SimpleNamespace
 
 import benchmark
+import measure_docs
 import pytest
 from conftest import ROOT, TINY_FLAGS, status
 
@@ -26,11 +27,10 @@ def test_links_and_pictures_lead_somewhere(page):
 
 
 def test_pages_keep_their_size():
-    assert len(README.splitlines()) <= 150 and [line for line in README.splitlines() if len(line) > 120] == []
+    for page, most in [(README, 110), (GUIDE, 340)]:
+        assert len(page.splitlines()) <= most and [line for line in page.splitlines() if len(line) > 120] == []
     assert [name for name, page in PAGES.items() if "{{" in page] == []  # a figure that is still to come
-    steps = re.findall(r"\n## \d+\. (.*?)\nTry", GUIDE, re.DOTALL)
-    prose = [re.sub(r"```.*?```", "", step, flags=re.DOTALL).splitlines()[1:] for step in steps]
-    assert len(steps) == 12 and [lines for lines in prose if len(list(filter(None, lines))) > 10] == []
+    assert len(re.findall(r"\n## \d+\. (?:(?!\n## ).)*\nTry", GUIDE, re.DOTALL)) == 12
 
 
 def test_every_name_on_the_pages_exists():
@@ -64,37 +64,36 @@ def test_the_guides_snippets_run_and_its_quotations_are_on_the_page():
     exec(head + check, names)
     with pytest.raises(AssertionError):  # and it does compare
         exec(check.replace("third *", "(2 - third) *"), names)
-    quoted, = re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL)
-    assert set(quoted.splitlines()) - {line.strip() for line in SOURCE.splitlines()} == {"..."}
+    quoted = "".join(re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL))
+    assert {line.strip() for line in quoted.splitlines()} - {line.strip() for line in SOURCE.splitlines()} == {"..."}
 
 
-TRIES = {}  # text: ([(old, new), ...], [flag, ...])
-for text in [*re.findall(r"^- (.*?)(?=\n\n|\n- )", GUIDE, re.DOTALL | re.MULTILINE), "Exercise 7: delete `wei += mask`"]:
-    edits = re.findall(r"change\s+`([^`]+)`\s+to\s+`([^`]+)`", text)
-    edits += [(old, "") for old in re.findall(r"delete\s+`([^`]+)`", text)]
-    flags = " ".join(re.findall(r"`(--[^`]+)`", text)).split()
-    if edits or flags:
-        TRIES[text] = edits, flags
+EXPERIMENTS = measure_docs.experiments()
 
 
-@pytest.mark.parametrize("text", TRIES, ids=lambda text: text[:50])
-def test_what_is_to_be_tried_trains_and_generates(text, tmp_path, text_file, capsys):
-    assert len(TRIES) == 15 and sum(len(edits) for edits, _ in TRIES.values()) == 12
-    edits, flags = TRIES[text]
-    file = ROOT / ("bigram.py" if "`bigram.py`" in text else "transformer.py")
-    page, script = file.read_text("utf-8"), SimpleNamespace(__name__="edited", __file__=str(file))
-    for old, new in edits:
-        assert old in page
-        page = page.replace(old, new)
-    exec(page, vars(script))
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: f"{experiment.step} {experiment.text[:40]}")
+def test_what_is_to_be_tried_trains_and_generates(experiment, tmp_path, text_file, capsys):
+    file = ROOT / experiment.script
+    script = SimpleNamespace(__name__="edited", __file__=str(file))
+    exec(experiment.apply(), vars(script))
     if file.name == "bigram.py":
         assert status(script, "--data", text_file) == 0
         return
     where = ["--out-dir", tmp_path / "out", "--device", "cpu"]
-    assert status(script, "--data", text_file, *TINY_FLAGS, *flags, "--max-iters", 2, *where) == 0
+    assert status(script, "--data", text_file, *experiment.flags, *TINY_FLAGS, "--max-iters", 2, *where) == 0
     capsys.readouterr()
     assert status(script, "--prompt", "line", "--max-new-tokens", 40, *where) == 0
     assert len(capsys.readouterr().out) == len("line") + 40 + len("\n")
+
+
+def test_the_experiments_are_found_and_measured(text_file, capsys):
+    assert {experiment.step for experiment in EXPERIMENTS} == {0, *range(2, 12)} and all(e.stated for e in EXPERIMENTS)
+    assert sum(len(experiment.edits) for experiment in EXPERIMENTS) == 13
+    measure_docs.main(["0", "--steps", "2", "--data", str(text_file)])
+    assert re.fullmatch(r"step  0  stated \d\.\d+  measured \d\.\d{4}  unchanged\n", re.sub(" +", lambda m: m[0][:2], capsys.readouterr().out))
+    guide = "\n    python transformer.py --n-layer 1 --out-dir x\n## 1. Title\n- In `Block`, change `no such line` to `this`.\n"
+    with pytest.raises(ValueError, match="no such line"):
+        measure_docs.experiments(guide)[1].apply()
 
 
 # The exercises' checks, which the solutions must pass and wrong ones must not

@@ -2,7 +2,6 @@
 import io
 import math
 import os
-import runpy
 import shutil
 import signal
 import socket
@@ -228,19 +227,6 @@ def test_in_a_notebook_or_a_thread_and_nothing_is_left_changed(trained, tmp_path
             thread.join()
         assert ("line" if "--prompt" in args else "best model") in printed.getvalue() and state() == before
     assert threads == [1, before[0], before[0]]  # generation sets one, and each command sets back what it found
-
-
-def test_the_script_on_its_own_without_docstrings_and_with_a_text_from_a_pipe(trained, tmp_path, capsys):
-    page = dict(__name__="page", __file__=str(tmp_path / "transformer.py"))
-    sys.modules["page"] = sys.modules[__name__]  # where dataclasses look
-    exec(compile((ROOT / "transformer.py").read_text("utf-8"), "page", "exec", optimize=2), page)
-    with pytest.raises(SystemExit):
-        page["main"](["--out-dir", str(tmp_path / "run")])  # there is no input.txt beside it
-    assert "FileNotFoundError" in capsys.readouterr().err and not (tmp_path / "run").exists()
-    os.mkfifo(tmp_path / "pipe")
-    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(trained[1].read_bytes(),), daemon=True).start()
-    assert not page["main"](["--data", str(tmp_path / "pipe"), "--out-dir", str(tmp_path / "run"), *map(str, FLAGS)])
-    assert_same_end(tmp_path / "run", trained[0])
 
 
 # interruptions
