@@ -47,12 +47,12 @@ class Config:
     dropout: float = 0.0
     # training
     batch_size: int = 16  # sequences per training step
-    max_iters: int = 1200  # training steps
-    eval_interval: int = 60  # steps between evaluations; each prints a sample and saves
+    max_iters: int = 700  # training steps
+    eval_interval: int = 35  # steps between evaluations; each prints a sample and saves
     optimizer: str = "muon"  # muon, or adamw as in the lecture
     learning_rate: float = 4e-3  # peak learning rate
     warmup_iters: int = 100  # steps until the peak
-    weight_decay: float = 0.2
+    weight_decay: float = 0.5
     grad_clip: float = 1.0  # maximum gradient norm
     seed: int = 1337
     dtype: str = ""  # precision of matrix products: float32 or bfloat16; empty: the faster one

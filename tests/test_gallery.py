@@ -1,6 +1,6 @@
-"""Every snippet of docs/training.md and docs/inside.md runs, at a size for a test, and shows what it says it shows."""
+"""docs/pictures.py and every snippet of docs/training.md, at a size for a test, show what they say they show."""
+import importlib.util
 import re
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 
 import transformer
 
-PAGES = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("training.md", "inside.md"))
+spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+pictures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pictures)
+PAGES = (ROOT / "docs" / "training.md").read_text("utf-8")
 
 
 def show(heading, old="", new=""):
@@ -60,19 +63,28 @@ def test_every_snippet_has_a_test():
     assert PAGES.count("```python\n") == len(set(re.findall(r'show\("(.+?)"', Path(__file__).read_text("utf-8"))))
 
 
+def draw(*args):
+    pictures.main([str(arg) for arg in args])
+
+
 def test_curves_are_drawn_for_each_run(trained, drawn, capsys):
-    curves = runpy.run_path(str(ROOT / "docs/curves.py"))["main"]
     save(*trained, "one", [4, 2, 1.5])
     save(*trained, "other", [4.5])  # only step 0 so far
-    curves(["out/one", "out/other", "--bigram", "2.49", "--out", "two.png"])
-    losses, *others = drawn["two.png"].axes
+    draw("curves", "out/one", "out/other", "--bigram", 2.49, "--out", "two.png")
+    losses, = drawn["two.png"].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
     assert lines["out/one: validation"] == [[0, 4], [250, 2], [500, 1.5]] and lines["out/other: training"] == [[0, 4.4]]
     assert [line.get_ydata()[0] for line in losses.lines[4:]] == [np.log(len(trained[1])), 2.49]
-    assert [ax.lines[0].get_ydata().tolist() for ax in others] == [[0, 1e-3, 2e-3], [0.5, 1]]  # rate, norm
+
+
+@pytest.mark.parametrize("args, message", [(["curves", "out/none"], "none"), (["parts", "out/none"], "train one first"),
+                                           (["letters", "out/transformer", "--data", "other.txt"], "set --data")])
+def test_what_is_wrong_is_one_line(args, message, trained, capsys):
+    Path("other.txt").write_text("ab" * 1000)
     with pytest.raises(SystemExit) as exit:
-        curves(["out/one", "out/none"])
-    assert exit.value.code == 2 and re.fullmatch(".*out/none is not a run.*\n", capsys.readouterr().err)
+        draw(*args)
+    printed = capsys.readouterr()
+    assert exit.value.code == 2 and message in printed.err.splitlines()[-1] and "Traceback" not in printed.err
 
 
 @pytest.mark.parametrize("name", ["head", "head_ffwd", "head_ffwd_residual"])
@@ -118,41 +130,25 @@ def test_scaling_is_drawn_with_a_line_through_the_largest_three(folder, drawn, m
     assert f"loss by {10**slope:.3f}\n" in capsys.readouterr().out
 
 
-def test_the_shapes_are_those_of_the_model(trained, capsys):
-    (model, itos), _ = trained, show("Shapes")
-    first, second, last = re.split(r"\n +(?=scores)|\n(?=next)", capsys.readouterr().out)
-    assert re.findall(r"\w+ \(\d+, \d+\)", first) == ["embedding (5, 48)", "query (5, 8)", "key (5, 8)", "value (5, 8)"]
-    weights = torch.tensor([[float(n) for n in row[3:].split()] for row in second.splitlines()[1:]])[:, 10:]
-    idx = torch.tensor(transformer.encode("KING ", itos)).long()[None]
-    block, x = model.blocks[0], model.token_embedding_table(idx) + model.position_embedding_table.weight[:5]
-    q, k, v = (part[0, :, :8] for part in block.sa.qkv(block.ln1(x)).split(48, dim=-1))
-    expected = (q @ k.T / 8**0.5).masked_fill(torch.ones(5, 5).triu(1) == 1, float("-inf")).softmax(dim=-1)
-    torch.testing.assert_close(weights, expected, atol=0.006, rtol=0)
-    probs = model(idx)[0][0, -1].softmax(dim=-1)
-    assert last.startswith(f"next: {itos[probs.argmax()]!r} {probs.max():.1%}") and last.count("%") == 5
-
-
-def test_attention_is_drawn_and_the_model_computes_the_same(trained, drawn):
-    (model, itos), names = trained, show("What does attention look at?")
-    maps, images = names["maps"], [ax.images[0].get_array() for ax in drawn["attention.png"].axes]
-    assert np.array_equal(images[0], maps[0][0]) and np.array_equal(images[5], maps[5][3]) and len(images) == 6
-    torch.testing.assert_close(torch.stack(maps).tril().sum(dim=-1), torch.ones(6, 6, len(names["text"])))
-    idx = torch.tensor(transformer.encode(names["text"], itos)).long()[None]
-    watched, transformer.attention = model(idx)[0], names["attention"]
-    assert torch.equal(watched, model(idx)[0])
-
-
-def test_parts_are_left_out_one_by_one(trained, capsys):
-    names = show("Which parts does the model need?", "5_000", "500")
-    out, proj = capsys.readouterr().out, names["model"].blocks[1].sa.proj
-    table = [[float(n) for n in row.split()] for row in re.findall(r"block \d (.*)", out)]
-    assert [len(row) for row in table] == [8] * 6 and names["loss_without"]() == names["whole"]  # all is back
-    proj.register_forward_pre_hook(lambda _, x: x[0] * (torch.arange(48) // 8 != 2))
-    assert names["loss_without"]() - names["whole"] == pytest.approx(table[1][2], abs=1e-4)  # block 2, head 3
-    windows, shown = torch.from_numpy(names["val_data"]).long().unfold(0, 65, 200), out.splitlines()[-1]
-    for n in 1, 2, 4, 8, 16, 32, 64:
-        loss = torch.nn.functional.cross_entropy(trained[0](windows[:, -n - 1:-1])[0][:, -1], windows[:, -1])
-        assert abs(float(re.findall(rf" {n}: ([\d.]+)", shown)[0]) - loss) < 0.006
+def test_parts_are_left_out_one_by_one(trained, capsys, monkeypatch):
+    model, itos = trained
+    _, val_data, _ = transformer.load_data(transformer.TEXT, 64)
+    pictures.parts(model, val_data, 500)
+    printed = capsys.readouterr().out
+    added = [float(n) for n in re.findall(r"^without .*: ([+-].*)", printed, re.MULTILINE)]
+    assert len(added) == 1 + 2 * 6
+    whole = transformer.estimate_loss(model, val_data, 500)  # all is back
+    assert f"whole model: {whole:.4f}\n" in printed
+    for parts, more in [([model.blocks[0].sa], added[1]), ([model.blocks[1].ffwd], added[4]), ([b.sa for b in model.blocks[1:]], added[0])]:
+        with monkeypatch.context() as patch:
+            for part in parts:
+                patch.setattr(part, "forward", lambda x, *_: 0 * x)
+            assert transformer.estimate_loss(model, val_data, 500) - whole == pytest.approx(more, abs=1e-4)
+    windows = torch.from_numpy(val_data).long().unfold(0, 65, 200)
+    for n, loss in re.findall(r"^ *(\d+): ([\d.]+)", printed, re.MULTILINE):
+        expected = torch.nn.functional.cross_entropy(model(windows[:, -int(n) - 1:-1])[0][:, -1], windows[:, -1])
+        assert float(loss) == pytest.approx(expected.item(), abs=1e-3)
+    assert re.findall(r"^ *(\d+): ", printed, re.MULTILINE) == ["1", "2", "4", "8", "16", "32", "64"]
 
 
 def test_an_induction_head_would_be_found(trained, monkeypatch, capsys):
@@ -162,10 +158,26 @@ def test_an_induction_head_would_be_found(trained, monkeypatch, capsys):
         return weights @ v
 
     monkeypatch.setattr(transformer, "attention", attention)
-    show("Is there an induction head?")
-    even, *rows = re.findall(r"(?:even spread:|block \d) (.*)", capsys.readouterr().out)
-    row = [even, "100.0%", even, even, "0.0%", even, even, "0.0%", even, even, "100.0%", even]
-    assert [line.split() for line in rows] == [row] * 6
+    draw("heads", "out/transformer")
+    even, *rows = re.findall(r"(?:even spread of attention:|block \d) (.*)", capsys.readouterr().out)
+    before, followed = [even, "0.0%", even, even, "100.0%", even], [even, "100.0%", even, even, "0.0%", even]
+    assert [line.split() for line in rows] == [before] * 6 + [followed] * 6 and transformer.attention is attention
+
+
+def test_attention_is_drawn_as_the_model_computes_it(trained, drawn):
+    model, itos = trained
+    text = "KING:\nMy god"
+    idx = torch.tensor(transformer.encode(text, itos)).long()[None]
+    before = model(idx)[0]
+    figure = pictures.attention(model, itos, [(1, 2, "this"), (2, 1, ""), (3, 3, ""), (6, 6, "")], text)
+    images = [ax.images[0].get_array() for ax in figure.axes]
+    assert torch.equal(model(idx)[0], before) and len(images) == 4 and "block 1, head 2: this" == figure.axes[0].get_title()
+    q, k, _ = (part[0, :, 8:16] for part in model.blocks[0].sa.qkv(model.blocks[0].ln1(
+        model.token_embedding_table(idx) + model.position_embedding_table.weight[:len(text)])).split(48, dim=-1))
+    expected = (q @ k.T / 8**0.5).masked_fill(torch.ones(len(text), len(text)).triu(1) == 1, float("-inf")).softmax(dim=-1)
+    torch.testing.assert_close(torch.tensor(images[0]), expected, atol=1e-5, rtol=0)
+    draw("attention", "out/transformer")
+    assert len(drawn["attention.png"].axes) == 4
 
 
 def test_letters_are_drawn_and_capitals_find_their_own(trained, drawn, capsys):
@@ -175,7 +187,7 @@ def test_letters_are_drawn_and_capitals_find_their_own(trained, drawn, capsys):
     for capital, small in pairs:
         table[itos.index(capital)] = table[itos.index(small)] + 0.1 * torch.randn(48)
     save(model, itos)
-    show("What has it learned about letters?")
+    draw("letters", "out/transformer")
     assert capsys.readouterr().out.split() == pairs
-    texts = [text.get_text() for ax in drawn["letters.png"].axes for text in ax.texts]
-    assert len(texts) == 2 * len(set(texts)) and {c for c, _ in pairs} | {"¶"} < set(texts)
+    texts = [text.get_text() for text in drawn["letters.png"].axes[0].texts]
+    assert len(texts) == len(set(texts)) and {c for c, _ in pairs} | {"¶"} < set(texts)
