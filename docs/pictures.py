@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import transformer  # noqa: E402
 
-SHOWN = [(1, 1, "the character before"), (1, 2, ""), (4, 1, ""), (6, 4, "")]  # block, head, what the map shows
+SHOWN = [(1, 5, "the character before"), (1, 6, "two characters before"),  # block, head, what the map shows
+         (3, 2, "line ends"), (5, 4, "the speaker's name")]
 SPEECH = "KING:\nMy dog. Good dog,\n\nPAGE:\nGod"
 
 
@@ -50,7 +51,7 @@ def curves(folders, bigram):
     for loss, label in lines.items():
         ax.axhline(loss, color="gray", linewidth=1)
         ax.text(0.99, loss, label, transform=ax.get_yaxis_transform(), ha="right", va="bottom")
-    ax.set(xlabel="training steps", ylabel="loss (nats per character)")
+    ax.set(xlabel="training steps", ylabel="loss (nats per character)", ylim=(None, max(lines) + 0.3))
     ax.grid(alpha=0.3)
     ax.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
     return figure
@@ -65,7 +66,7 @@ def without(*modules):
         handle.remove()
 
 
-def parts(model, val_data, n_chars=10**9):
+def parts(model, val_data, n_chars=20_000):
     """Prints what the loss on n_chars characters gains without each part, and the loss by length of context."""
     def loss():
         return transformer.estimate_loss(model, val_data, min(n_chars, len(val_data)))
@@ -147,8 +148,8 @@ def letters(model, itos):
         ax.plot(*place, ".", color="white")  # so that the axes cover all letters
         ax.text(*place, {"\n": "¶", " ": "␣"}.get(c, c), color=f"C{kind}", size=14 if c in ".,;:'-" else 11,
                 ha="center", va="center")
-    ax.set(title="small vowels blue, small consonants orange, capitals green, punctuation red",
-           xlabel="component 1", ylabel="component 2")
+    ax.set_title("small vowels blue, small consonants orange, capitals green, punctuation red", fontsize=10)
+    ax.set(xlabel="component 1", ylabel="component 2")
     return figure
 
 

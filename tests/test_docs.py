@@ -87,7 +87,7 @@ def test_what_is_to_be_tried_trains_and_generates(experiment, tmp_path, text_fil
 
 
 def test_the_experiments_are_found_and_measured(text_file, capsys):
-    assert {experiment.step for experiment in EXPERIMENTS} == {0, *range(2, 12)} and all(e.stated for e in EXPERIMENTS)
+    assert {experiment.step for experiment in EXPERIMENTS} == {0, *range(2, 12)} and sum(e.stated != "" for e in EXPERIMENTS) >= 11
     assert sum(len(experiment.edits) for experiment in EXPERIMENTS) == 13
     measure_docs.main(["0", "--steps", "2", "--data", str(text_file)])
     assert re.fullmatch(r"step  0  stated \d\.\d+  measured \d\.\d{4}  unchanged\n", re.sub(" +", lambda m: m[0][:2], capsys.readouterr().out))
