@@ -155,7 +155,7 @@ def main():
     if peer:  # on a CPU one such step takes long enough for a measure
         step = train_step(peer, 64, sizes["block_size"], device)
         theirs = 64 * sizes["block_size"] / min(seconds(step, device) for _ in range(20 if device == "cuda" else 2))
-    settings = [(64, 0.2, "muon")] if device == "cuda" else [(4, 0.0, "adamw"), (16, 0.0, "muon"), (16, 0.2, "muon")]
+    settings = [(16, 0.0, "muon"), (64, 0.2, "muon")] if device == "cuda" else [(4, 0.0, "adamw"), (16, 0.0, "muon"), (16, 0.2, "muon")]
     for batch_size, dropout, optimizer in settings:
         ours = Ours(sizes, device, dropout, optimizer)
         step = train_step(ours, batch_size, sizes["block_size"], device)

@@ -435,23 +435,22 @@ def test_variables_that_a_launcher_left_behind_do_nothing(trained, tmp_path):
 
 # a GPU, as far as it can be tried without one
 
-def test_defaults_follow_the_device_that_is_used(trained, tmp_path, monkeypatch, capsys):
-    """On a machine with a GPU, and on one without."""
-    def defaults(device, **settings):
+def test_defaults_are_the_same_on_every_device_and_follow_the_optimizer(trained, monkeypatch, capsys):
+    def config(device, **settings):
         args = Namespace(device=device, resume=False, data=trained[1])
         return transformer.start_run(args, dict(n_layer=1, dtype="float32", **settings))[0].config
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(transformer.GPT, "to", lambda self, device: self)
-    cpu, cuda = defaults("cpu"), defaults("cuda")
-    assert cpu == transformer.Config(n_layer=1, dtype="float32")
-    assert (cuda.batch_size, cuda.dropout) == (64, 0.2) != (cpu.batch_size, cpu.dropout)
-    assert defaults("cuda", batch_size=8).batch_size == 8
+    assert config("cpu") == config("cuda") == transformer.Config(n_layer=1, dtype="float32")
+    adamw = config("cpu", optimizer="adamw", weight_decay=0.7)  # a flag that is given counts
+    assert (adamw.learning_rate, adamw.weight_decay) == (1e-3, 0.7)
     assert status(transformer, "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for name in "batch_size", "dropout", "max_iters":
-        assert f"default: {getattr(cpu, name)}, with cuda: {getattr(cuda, name)}" in shown
-    assert f"default: {cpu.learning_rate}, with adamw: {defaults('cpu', optimizer='adamw').learning_rate}" in shown
+    for name in "learning_rate", "weight_decay":
+        assert f"default: {getattr(transformer.Config, name)}, with adamw: {getattr(config('cpu', optimizer='adamw'), name)}" in shown
+
+
+def test_a_gpu_gets_bfloat16_if_it_has_it(monkeypatch):
     for capability, dtype in [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         assert transformer.fastest_dtype("cuda") == dtype
