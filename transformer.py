@@ -2,7 +2,7 @@
 A small GPT-2 from scratch: data, model, training and text generation in one file.
 
 It follows Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" and goes on from
-there: a run is saved and can be resumed, with Muon all blocks learn, a KV cache saves time.
+there: a run is saved and can be resumed, Muon trains most weights, a KV cache saves time.
 
     python transformer.py                      # train; after a few steps it shows the time left
     python transformer.py --resume             # continue an interrupted run
@@ -62,7 +62,7 @@ class Config:
                     "eval_interval", "learning_rate", "grad_clip"]
         for name, value in vars(self).items():
             smallest = 1e-9 if name in positive else 0
-            if type(value) in (int, float) and not smallest <= value <= 1e9:  # also for nan
+            if type(value) in (int, float) and not smallest <= value <= 1e9:  # true for nan, too
                 raise UserError(f"{name} cannot be {value}")
         if self.n_embd % self.n_head or self.dropout >= 1:
             raise UserError("n_embd must be a multiple of n_head, and dropout below 1")
@@ -192,8 +192,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.token_embedding_table.weight  # tied: the same table
 
-        # Each block adds two projections to the residual stream, 2 n_layer in all. They start
-        # smaller, so that the sum does not grow with n_layer (GPT-2, section 2.3).
+        # All weights start as noise. Each block adds two projections to the residual stream,
+        # 2 n_layer in all: they start smaller, so that their sum does not grow with n_layer.
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 is_projection = name.endswith(("sa.proj.weight", "ffwd.net.2.weight"))
@@ -329,7 +329,7 @@ def make_optimizers(model, config):
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     return [adamw, Muon(for_muon, config.weight_decay, dtype)] if for_muon else [adamw]
 
-# Training, part by part ----------------------------------------------------------------------
+# Learning rate, precision, evaluation, checkpoints -------------------------------------------
 
 def get_lr(step, config):
     """Learning rate: linear warm-up to config.learning_rate, then linear decay to 0."""
@@ -406,7 +406,7 @@ def join_processes(device):
 
 
 def start_run(args, settings):
-    """Returns model, optimizers, [train_data, val_data] and run: new, or as latest.pt has them."""
+    """Returns model, optimizers, [train_data, val_data], run: new, or continued from latest.pt."""
     saved = {}
     if args.resume:
         _, saved = load_checkpoint(args.out_dir / "latest.pt")
@@ -414,8 +414,8 @@ def start_run(args, settings):
         if changed - {"max_iters", "eval_interval"}:
             raise UserError("--resume keeps all settings but max_iters and eval_interval")
         settings = saved["config"] | settings
-    if settings.get("optimizer") == "adamw":
-        settings = ADAMW | settings
+    elif settings.get("optimizer") == "adamw":
+        settings = ADAMW | settings  # a flag that was given counts
     config = Config(**settings)
     path = os.path.abspath(args.data or saved.get("path", TEXT))
     *splits, itos = load_data(path, config.block_size)
@@ -423,7 +423,7 @@ def start_run(args, settings):
     torch.manual_seed(config.seed)
     model = GPT(config, len(itos)).to(args.device)
     optimizers = make_optimizers(model, config)
-    # the rest of what latest.pt holds: which text it is, and how far training has come
+    # what latest.pt holds besides weights and settings: which text, and how far training has come
     run = {"path": path, "itos": itos, "checksum": zlib.crc32(np.concatenate(splits)),
            "step": 0, "seconds": 0.0, "grad_norm": 0.0, "log": {}}
     if args.resume:
@@ -449,7 +449,7 @@ def evaluate_and_save(model, optimizers, splits, run, out_dir):
     if val_loss == min(row[-1] for row in log.values()):
         save_checkpoint(out_dir / "model.pt", checkpoint)
     states = [optimizer.state_dict() for optimizer in optimizers]
-    save_checkpoint(out_dir / "latest.pt", {**run, **checkpoint, "optimizers": states})
+    save_checkpoint(out_dir / "latest.pt", run | checkpoint | {"optimizers": states})
 
     # what only shows the run comes last: if it fails, nothing is lost
     print(f"\nstep {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
@@ -476,9 +476,10 @@ def train(args, settings):
         print(f"{run['path']}: {sum(map(len, splits)):,} characters, {len(run['itos'])} distinct")
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{parameters:,} parameters, {config.dtype} on {device}", flush=True)
-    torch._dynamo.config.suppress_errors = True  # if compiling fails, run uncompiled
-    # wrapped is for training steps; model, with the same weights, for evaluating and saving
-    wrapped = torch.compile(model) if device == "cuda" else model
+    wrapped = model  # for training steps; model, with the same weights, for evaluating and saving
+    if device == "cuda":
+        torch._dynamo.config.suppress_errors = True  # if compiling fails, run uncompiled
+        wrapped = torch.compile(model)
     if world_size > 1:  # averages the gradients of all processes
         wrapped = nn.parallel.DistributedDataParallel(wrapped)
 
@@ -492,7 +493,7 @@ def train(args, settings):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = get_lr(step, config)
-        model.train()
+        model.train()  # evaluating has switched dropout off
 
         with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             logits, loss = wrapped(xb, yb)

@@ -75,6 +75,18 @@ def test_muon_makes_the_steps_of_pytorchs_muon(shape):
     assert exact[torch.bfloat16] < 0.04 and exact[torch.float32] < 0.04, exact
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_muon_computes_in_the_precision_of_the_run(dtype, monkeypatch):
+    model, seen, orthogonalize = tiny_model(), set(), transformer.orthogonalize
+    monkeypatch.setattr(transformer, "orthogonalize", lambda G: (seen.add(G.dtype), orthogonalize(G))[1])
+    _, muon = transformer.make_optimizers(model, Config(dtype=dtype))
+    muon.param_groups[0]["lr"] = 0.1
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    muon.step()
+    assert seen == {getattr(torch, dtype)}
+
+
 @pytest.mark.parametrize("length", [17, 33, 640, 1000])
 def test_the_evaluation_covers_everything_once_or_a_part_evenly(length):
     """The mean loss over every character but the first, each predicted from its own window only, in whole windows."""
