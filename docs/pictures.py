@@ -21,8 +21,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import transformer  # noqa: E402
 
-SHOWN = [(1, 5, "the character before"), (1, 6, "two characters before"),  # block, head, what the map shows
-         (3, 2, "line ends"), (5, 4, "the speaker's name")]
+SHOWN = [(1, 5, "the character before"), (1, 1, "two characters before"),  # block, head, what the map shows
+         (2, 3, "the last few spaces"), (3, 2, "line ends")]
 SPEECH = "KING:\nMy dog. Good dog,\n\nPAGE:\nGod"
 
 
@@ -55,6 +55,7 @@ def curves(folders, data):
 
 def scaling(folders, data):
     ax = axes(xlabel="parameters without embedding tables", ylabel="validation loss", xscale="log")
+    ax.margins(0.2)
     for folder in folders:
         model, _, *splits = load(folder, data)
         train_loss, val_loss = (transformer.estimate_loss(model, split, len(splits[1])) for split in splits)
@@ -78,7 +79,8 @@ def gradients(folders, data):
         loss = model(*transformer.get_batch(train_data, 0, 1337, 16, model.config.block_size))[1]
         loss.backward()
         parts = (model.token_embedding_table, *model.blocks)
-        sizes = [torch.cat([p.grad.flatten() for p in part.parameters()]).square().mean().sqrt().item() for part in parts]
+        grads = [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts]
+        sizes = [grad.square().mean().sqrt().item() for grad in grads]
         print(f"{name}: loss {loss:.2f}, gradients", *(f"{size:.1e}" for size in sizes))
         ax.plot(["table", *map(str, range(1, len(sizes)))], sizes, ".-", label=name)
     ax.legend()
@@ -124,7 +126,7 @@ def attention_weights(model, idx):
 
 
 def heads(folders, data):
-    """Each head's mean weight on the character before, and in a passage read twice on what followed the first time."""
+    """Each head's mean weight on the last characters, and in a passage read twice on what followed the first time."""
     model, _, _, val_data = load(folders[0], data)
     n = model.config.block_size // 2
     passages = torch.from_numpy(val_data).long().unfold(0, n, len(val_data) // 40)[:40]  # (40, n)
@@ -134,7 +136,8 @@ def heads(folders, data):
         loss = F.cross_entropy(logits[:, n:-1].flatten(0, 1), idx[:, n + 1:].flatten())
         print(f"loss of a passage after {name} passage: {loss:.2f}")
     print(f"an even spread of attention: {(1 / torch.arange(n + 1, 2 * n + 1)).mean():.1%}")
-    for name, offset in (("the character before", -1), ("what followed the first time", 1 - n)):
+    for name, offset in (("the character before", -1), ("the second character before", -2),
+                         ("the third character before", -3), ("what followed the first time", 1 - n)):
         print(f"weight on {name}, head 1 to {model.config.n_head}:")
         for i, w in enumerate(weights):
             means = w.diagonal(offset, 2, 3)[..., -n:].mean(dim=(0, 2))  # (H,)
