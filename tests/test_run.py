@@ -1,5 +1,6 @@
 """transformer.py as a user runs it: training, generation, interruptions, and everything one can get wrong."""
 import io
+import itertools
 import math
 import os
 import shutil
@@ -269,6 +270,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(trained, tmp_path, monkeypatc
     assert_same_end(tmp_path / "run", trained[0])
 
 
+def test_the_log_counts_the_seconds_of_all_steps(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, "time", Namespace(perf_counter=itertools.count().__next__))  # each step takes 1 second
+    flags = ["--data", trained[1], "--out-dir", tmp_path / "run"]
+    assert status(transformer, *flags, *FLAGS) == status(transformer, *flags, "--resume", "--max-iters", 50) == 0
+    log = np.genfromtxt(tmp_path / "run" / "log.csv", delimiter=",", names=True)
+    assert log["seconds"].tolist() == log["step"].tolist() == [0, 10, 20, 30, 40, 50]
+
+
 def test_a_finished_run_can_be_extended(either, tmp_path, monkeypatch):
     """From another folder and after the run was moved, though the path of its text was relative."""
     flag, _, text_file = either
@@ -406,6 +415,8 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch, transformer
 rank = int(os.environ["RANK"])
 timeit.repeat = lambda product, **_: [1.0 if (product().dtype == torch.bfloat16) == rank else 2.0]
+make = transformer.make_optimizers
+transformer.make_optimizers = lambda model, config: [make(model, config), print("computes in", config.dtype)][0]
 transformer.main(sys.argv[1:])
 print("group left:", not torch.distributed.is_initialized())
 """)
@@ -413,7 +424,7 @@ print("group left:", not torch.distributed.is_initialized())
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", tmp_path / "page.py",
                            *map(str, flags)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "Warning" not in done.stderr and done.stdout.count("group left: True") == n
-    assert latest(tmp_path / "run")["config"]["dtype"] == "float32"
+    assert latest(tmp_path / "run")["config"]["dtype"] == "float32" and done.stdout.count("computes in float32") == n
 
 
 def test_torchrun_itself_and_a_killed_process_ends_the_job(trained, tmp_path):
