@@ -289,7 +289,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon"), with products in dtype.
 
     AdamW scales each number by itself and follows the few strong directions (singular vectors) of
-    a matrix's gradients. Muon makes all directions equally strong: the weak ones are learned, too.
+    a matrix's gradients. Muon makes them about equally strong: the weak ones are learned, too.
     """
 
     def __init__(self, params, weight_decay, dtype, momentum=0.95):
@@ -515,9 +515,10 @@ def train(args, settings):
         evaluate_and_save(model, optimizers, splits, run, out_dir)
         best, _ = load_checkpoint(out_dir / "model.pt")
         n = min(len(splits[1]), 500_000)
+        print(f"best model, on up to {n:,} characters of each split: ", end="", flush=True)
         train_loss, val_loss = (estimate_loss(best.to(device), data, n) for data in splits)
-        print(f"best model: train loss {train_loss:.4f}, val loss {val_loss:.4f} (on up to {n:,} "
-              f"characters of each split)\nsaved in {out_dir}; generate text with --prompt")
+        print(f"train loss {train_loss:.4f}, val loss {val_loss:.4f}\n"
+              f"saved in {out_dir}; generate text with --prompt")
     if dist.is_initialized():
         dist.barrier()  # leaving right after the last step can end in a deadlock of gloo's threads
         dist.destroy_process_group()

@@ -68,7 +68,7 @@ def measure(experiment, more=()):
         done = subprocess.run([sys.executable, path, *experiment.flags, *out, *map(str, more)], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
-    line = "best model" if out else r"step \d+"
+    line = "best model.*" if out else r"step \d+"
     return re.findall(rf"^{line}: .*val loss (\d+\.\d+)", done.stdout, re.MULTILINE)[-1]
 
 
