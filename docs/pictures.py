@@ -147,7 +147,7 @@ def heads(folders, data):
 def attention(folders, data):
     model, itos, *_ = load(folders[0], data)
     weights, _ = attention_weights(model, torch.from_numpy(transformer.encode(SPEECH, itos)).long()[None])
-    figure, marks = Figure(figsize=(9, 9), layout="constrained"), SPEECH.replace("\n", "¶")
+    figure, marks = Figure(figsize=(9, 9), layout="constrained"), SPEECH.replace("\n", "¶").replace(" ", "␣")
     for ax, (block, head, title) in zip(figure.subplots(2, 2).flat, SHOWN):
         ax.imshow(weights[block - 1][0, head - 1].numpy(), cmap="Blues", vmin=0, vmax=1)
         ax.set(xticks=range(len(marks)), yticks=range(len(marks)), xticklabels=marks, yticklabels=marks)
