@@ -517,7 +517,7 @@ def train(args, settings):
         n = min(len(splits[1]), 500_000)
         print(f"best model, on up to {n:,} characters of each split: ", end="", flush=True)
         train_loss, val_loss = (estimate_loss(best.to(device), data, n) for data in splits)
-        print(f"train loss {train_loss:.4f}, val loss {val_loss:.4f}\nuse --prompt to generate text")
+        print(f"train loss {train_loss:.4f}, val loss {val_loss:.4f}\n--prompt generates text")
     if dist.is_initialized():
         dist.barrier()  # leaving right after the last step can end in a deadlock of gloo's threads
         dist.destroy_process_group()

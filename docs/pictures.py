@@ -5,7 +5,7 @@ Draws the pictures of docs/learned.md and prints its figures, from the files of 
     python docs/pictures.py scaling out/192 out/transformer    # the final losses of models of several sizes
     python docs/pictures.py gradients out/transformer          # how strong each block's gradient is at the start
     python docs/pictures.py parts out/transformer              # which parts, and how much context, the model needs
-    python docs/pictures.py heads out/transformer              # which heads look one character back, which copy
+    python docs/pictures.py heads out/transformer              # which heads look at the last characters, which copy
     python docs/pictures.py attention out/transformer          # what four heads look at
     python docs/pictures.py letters out/transformer            # which characters are similar for the model
 """
